@@ -1,0 +1,1 @@
+"""The service's contract, without Airflow and without I/O."""
