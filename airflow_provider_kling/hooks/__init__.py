@@ -1,1 +1,1 @@
-"""hooks"""
+"""Hooks: Airflow connections as clients of the service."""

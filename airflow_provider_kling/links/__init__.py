@@ -1,1 +1,1 @@
-"""links"""
+"""Links to videos in Airflow's UI."""

@@ -1,1 +1,1 @@
-"""sensors"""
+"""Sensors that wait for videos."""

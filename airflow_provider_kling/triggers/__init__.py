@@ -1,1 +1,1 @@
-"""triggers"""
+"""Triggers that wait for videos in the triggerer."""

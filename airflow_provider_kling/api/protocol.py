@@ -1,0 +1,284 @@
+"""
+How each call to the service is written and how each answer is read, without sending anything.
+
+The synchronous and the asynchronous client carry these calls over the network and bring the answers back.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, urlsplit, urlunsplit
+
+from airflow_provider_kling.api.errors import (
+    Operation,
+    error_for_status,
+    error_for_unreadable,
+)
+from airflow_provider_kling.api.task import Balance, RecordedCost, VideoTask
+
+if TYPE_CHECKING:
+    from airflow_provider_kling.api.request import VideoRequest
+
+DEFAULT_BASE_URL = "https://apimodels.app/api/v1"
+_DEFAULT_PATH = "/api/v1"
+_DEFAULT_PATHS = {"api.apimodels.app": "/v1"}
+"""The path of the base URL by host, where it is not :data:`_DEFAULT_PATH`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ApiCall:
+    """
+    One call to the service.
+
+    :param operation: what it is for.
+    :param method: the HTTP method.
+    :param path: what follows the base URL.
+    :param params: the query string.
+    :param json_body: the JSON body, None for no body.
+    :param task_id: the task that the call is about.
+    """
+
+    operation: Operation
+    method: str
+    path: str
+    params: Mapping[str, str] = field(default_factory=dict)
+    json_body: Mapping[str, Any] | None = None
+    task_id: str | None = None
+
+
+@dataclass(frozen=True)
+class ApiAnswer:
+    """
+    What came back for a call.
+
+    :param status: the HTTP status.
+    :param headers: the headers, whose names are compared without regard to case by whoever made the mapping.
+    :param body: the body's bytes.
+    """
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+def normalise_base_url(text: str | None) -> str:
+    """
+    Return the base URL that a connection's host stands for, without a slash at its end.
+
+    :param text: empty for the service itself; a host, or a URL with or without a path. Without a scheme it is
+        ``https``; without a path it is the one that the service uses on that host.
+    :raises ValueError: where the text is no such URL.
+    """
+    written = (text or "").strip()
+    if not written:
+        return DEFAULT_BASE_URL
+    parts = urlsplit(written if "://" in written else f"https://{written}")
+    if parts.scheme not in ("http", "https") or not parts.hostname or any(c.isspace() for c in written):
+        raise ValueError(f"{written!r} is not the URL of a service: use something like {DEFAULT_BASE_URL}")
+    if parts.username or parts.password or parts.query or parts.fragment:
+        raise ValueError("the URL may hold scheme, host, port and path only")
+    parts.port  # noqa: B018 - raises ValueError where the port is no number
+    path = parts.path.rstrip("/") or _DEFAULT_PATHS.get(parts.hostname, _DEFAULT_PATH)
+    return urlunsplit((parts.scheme, parts.netloc, path, "", ""))
+
+
+def create_call(request: VideoRequest) -> ApiCall:
+    """Write the call that creates a task. It is the only one that costs money."""
+    return ApiCall(
+        operation=Operation.CREATE, method="POST", path="/video/generations", json_body=request.to_body()
+    )
+
+
+def query_call(task_id: str) -> ApiCall:
+    """Write the call that asks for a task's state."""
+    return ApiCall(
+        operation=Operation.QUERY,
+        method="GET",
+        path="/video/generations",
+        params={"task_id": task_id},
+        task_id=task_id,
+    )
+
+
+def record_call(task_id: str) -> ApiCall:
+    """Write the call that asks what a task really cost."""
+    return ApiCall(
+        operation=Operation.RECORD, method="GET", path=f"/records/{quote(task_id, safe='')}", task_id=task_id
+    )
+
+
+def balance_call() -> ApiCall:
+    """Write the call that asks for the money left."""
+    return ApiCall(operation=Operation.BALANCE, method="GET", path="/balance")
+
+
+def models_call() -> ApiCall:
+    """Write the call that asks for the models' ids."""
+    return ApiCall(operation=Operation.MODELS, method="GET", path="/models")
+
+
+def upload_call() -> ApiCall:
+    """Write the call that uploads a reference file; the file itself goes into the multipart field ``file``."""
+    return ApiCall(operation=Operation.UPLOAD, method="POST", path="/files")
+
+
+def read_task(call: ApiCall, answer: ApiAnswer) -> VideoTask:
+    """
+    Read the answer to a create or a query.
+
+    :raises ServiceError: where the answer is an error or no answer of this service.
+    """
+    payload = _read_payload(call, answer)
+    task = VideoTask.from_payload(payload, task_id=call.task_id) if isinstance(payload, Mapping) else None
+    if task is None or (call.task_id is not None and task.task_id != call.task_id):
+        raise error_for_unreadable(
+            call.operation, _excerpt(answer), status=answer.status, task_id=call.task_id
+        )
+    return task
+
+
+def read_callback(body: bytes) -> VideoTask | None:
+    """
+    Read what was posted to a callback URL. It is unsigned: a hint, to be believed only after a query.
+
+    :return: None where it is not about a task.
+    """
+    document = _json(body)
+    payload = _payload(document) if isinstance(document, Mapping) else None
+    return VideoTask.from_payload(payload) if isinstance(payload, Mapping) else None
+
+
+def read_cost(call: ApiCall, answer: ApiAnswer) -> RecordedCost | None:
+    """
+    Read the answer to :func:`record_call`.
+
+    :return: None where the service does not offer this call.
+    :raises ServiceError: where the answer is an error other than 404.
+    """
+    payload = _read_optional(call, answer)
+    return RecordedCost.from_payload(payload, task_id=call.task_id or "") if payload is not None else None
+
+
+def read_balance(call: ApiCall, answer: ApiAnswer) -> Balance | None:
+    """
+    Read the answer to :func:`balance_call`.
+
+    :return: None where the service does not offer this call.
+    :raises ServiceError: where the answer is an error other than 404.
+    """
+    payload = _read_optional(call, answer)
+    return Balance.from_payload(payload) if payload is not None else None
+
+
+def read_models(call: ApiCall, answer: ApiAnswer) -> list[str] | None:
+    """
+    Read the answer to :func:`models_call`.
+
+    :return: the ids; None where the service does not offer this call.
+    :raises ServiceError: where the answer is an error other than 404.
+    """
+    if answer.status == 404:
+        return None
+    payload = _read_payload(call, answer)
+    if not isinstance(payload, list):
+        return None
+    return [item["id"] for item in payload if isinstance(item, Mapping) and isinstance(item.get("id"), str)]
+
+
+def read_upload(call: ApiCall, answer: ApiAnswer) -> str:
+    """
+    Read the answer to :func:`upload_call`.
+
+    :return: the URL of the uploaded file, good for 7 days.
+    :raises ServiceError: where the answer is an error or holds no URL.
+    """
+    payload = _read_payload(call, answer)
+    url = payload.get("publicUrl") if isinstance(payload, Mapping) else None
+    if not isinstance(url, str) or urlsplit(url).scheme not in ("http", "https"):
+        raise error_for_unreadable(call.operation, _excerpt(answer), status=answer.status)
+    return url
+
+
+def retry_after_seconds(headers: Mapping[str, str], *, now: float | None = None) -> float | None:
+    """
+    Read the ``Retry-After`` header.
+
+    :param now: epoch seconds; the current time unless given.
+    :return: seconds to wait, 0 or more; None where the header is missing or unreadable.
+    """
+    value = headers.get("Retry-After", "").strip()
+    if value.isascii() and value.isdigit():
+        return float(value)
+    try:
+        at = parsedate_to_datetime(value)
+    except ValueError:
+        return None
+    return max(0.0, at.timestamp() - (time.time() if now is None else now))
+
+
+def _read_payload(call: ApiCall, answer: ApiAnswer) -> Any:
+    document = _json(answer.body)
+    code = _code(document)
+    deciding = answer.status if answer.status >= 300 else code
+    if deciding is not None and deciding >= 300:
+        raise error_for_status(
+            call.operation,
+            deciding,
+            code=code if answer.status >= 300 and code and code >= 300 else None,
+            service_message=_message(document)
+            or (None if document is not None else _excerpt(answer) or None),
+            task_id=call.task_id,
+            retry_after=retry_after_seconds(answer.headers),
+        )
+    if not isinstance(document, (Mapping, list)):
+        raise error_for_unreadable(
+            call.operation, _excerpt(answer), status=answer.status, task_id=call.task_id
+        )
+    return _payload(document)
+
+
+def _read_optional(call: ApiCall, answer: ApiAnswer) -> Mapping[str, Any] | None:
+    if answer.status == 404 or _code(_json(answer.body)) == 404:
+        return None
+    payload = _read_payload(call, answer)
+    return payload if isinstance(payload, Mapping) else None
+
+
+def _json(body: bytes) -> Any:
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _payload(document: Mapping[str, Any] | list[Any]) -> Any:
+    if isinstance(document, Mapping) and isinstance(document.get("data"), (Mapping, list)):
+        return document["data"]
+    return document
+
+
+def _code(document: Any) -> int | None:
+    code = document.get("code") if isinstance(document, Mapping) else None
+    if isinstance(code, str) and code.isascii() and code.isdigit() and len(code) < 10:
+        code = int(code)
+    return code if isinstance(code, int) and not isinstance(code, bool) else None
+
+
+def _message(document: Any) -> str | None:
+    if not isinstance(document, Mapping):
+        return None
+    error = document.get("error")
+    nested = error.get("message") if isinstance(error, Mapping) else error
+    for text in (document.get("msg"), document.get("message"), nested):
+        if isinstance(text, str) and text.strip():
+            return text.strip()[:1000]
+    return None
+
+
+def _excerpt(answer: ApiAnswer) -> str:
+    return " ".join(answer.body[:2000].decode("utf-8", "replace").split())[:200]
