@@ -10,11 +10,88 @@ from typing import Any
 
 __version__ = "0.1.0"
 
+_INTEGRATION = "Kling Omni-Video"
+
+
+def _modules(*names: str) -> dict[str, Any]:
+    return {"integration-name": _INTEGRATION, "python-modules": list(names)}
+
 
 def get_provider_info() -> dict[str, Any]:
     """Tell Airflow what this provider offers, in the form of Airflow's ``provider_info.schema.json``."""
     return {
         "package-name": "airflow-provider-kling",
-        "name": "Kling Omni-Video",
+        "name": _INTEGRATION,
         "description": "Generate videos with Kling Omni-Video from an Airflow Dag.",
+        "integrations": [
+            {
+                "integration-name": _INTEGRATION,
+                "external-doc-url": "https://apimodels.app",
+                "tags": ["service"],
+            }
+        ],
+        "operators": [_modules("airflow_provider_kling.operators.kling")],
+        "sensors": [_modules("airflow_provider_kling.sensors.kling")],
+        "hooks": [_modules("airflow_provider_kling.hooks.kling")],
+        "triggers": [_modules("airflow_provider_kling.triggers.kling")],
+        "connection-types": [
+            {
+                "connection-type": "kling",
+                "hook-class-name": "airflow_provider_kling.hooks.kling.KlingHook",
+                "hook-name": "Kling Omni-Video",
+                "ui-field-behaviour": {
+                    "hidden-fields": ["login", "port", "schema"],
+                    "relabeling": {"password": "API key", "host": "Base URL"},
+                    "placeholders": {
+                        "password": "sk_…",
+                        "host": "https://apimodels.app/api/v1",
+                    },
+                },
+                "conn-fields": {
+                    "connect_timeout": {
+                        "label": "Connect timeout (seconds)",
+                        "description": "How long to wait for a connection to the service; 10 unless set.",
+                        "schema": {"type": ["number", "null"]},
+                    },
+                    "read_timeout": {
+                        "label": "Read timeout (seconds)",
+                        "description": "How long to wait for the service to send something; 30 unless set.",
+                        "schema": {"type": ["number", "null"]},
+                    },
+                    "verify": {
+                        "label": "Verify TLS",
+                        "description": "Whether the service's certificate is checked.",
+                        "schema": {"type": "boolean", "default": True},
+                    },
+                    "ca_bundle": {
+                        "label": "CA bundle",
+                        "description": "Path of a file with the certificates to check the service's with.",
+                        "schema": {"type": ["string", "null"]},
+                    },
+                    "proxies": {
+                        "label": "Proxy",
+                        "description": "URL of a proxy; that of the environment unless set.",
+                        "schema": {"type": ["string", "null"]},
+                    },
+                },
+            }
+        ],
+        "extra-links": ["airflow_provider_kling.links.kling.KlingVideoLink"],
+        "config": {
+            "kling": {
+                "description": "Settings of the provider for Kling Omni-Video.",
+                "options": {
+                    "max_failed_queries": {
+                        "description": (
+                            "How many queries about a video may fail in a row before contact with the service "
+                            "counts as lost.\n"
+                        ),
+                        "version_added": "0.1.0",
+                        "type": "integer",
+                        "example": None,
+                        "default": "5",
+                    },
+                },
+            }
+        },
     }

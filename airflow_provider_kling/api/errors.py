@@ -123,6 +123,13 @@ class ConnectionSettingsError(KlingError, ValueError):
     """The Airflow connection lacks something or holds something unusable; nothing was sent."""
 
 
+class ConnectionLookupError(KlingError):
+    """Airflow could not be asked for the connection; that says nothing about whether it exists."""
+
+    default_retryable = True
+    default_next_step = "Nothing was sent and nothing was billed. A retry looks it up again."
+
+
 class ServiceError(KlingError):
     """A call to the service did not give a usable answer."""
 
@@ -319,7 +326,7 @@ def error_for_status(
     """
     error_class: type[ServiceError]
     what = f"The service answered the {operation} call with {status}"
-    if status == 429 or str(code) == _CONCURRENCY_CODE:
+    if status == 429 or _CONCURRENCY_CODE in (str(status), str(code)):
         error_class, what = RateLimitedError, "The service takes no more requests or tasks at the moment"
     elif status in (401, 403):
         error_class, what = KeyRefusedError, "The service refused the key"
@@ -365,18 +372,18 @@ def error_for_unreadable(
 
 
 def error_for_transport(
-    operation: Operation, detail: str, *, sent: bool, task_id: str | None = None
+    operation: Operation, detail: str, *, sent: bool, tls: bool = False, task_id: str | None = None
 ) -> ServiceError:
     """
     Tell what a call that got no answer means.
 
     :param detail: what the HTTP library said.
     :param sent: False only where the request certainly never left.
+    :param tls: whether it was TLS that failed.
     """
     if not sent:
-        return UnreachableError(
-            f"The service could not be reached for the {operation} call: {detail}", task_id=task_id
-        )
+        what = "TLS trouble" if tls else "The service could not be reached"
+        return UnreachableError(f"{what} at the {operation} call: {detail}", task_id=task_id)
     if operation is Operation.CREATE:
         return UnknownSubmissionError(f"The connection was lost after the create call was sent: {detail}")
     return ServiceUnavailableError(f"The {operation} call got no answer: {detail}", task_id=task_id)
@@ -392,10 +399,10 @@ def error_for_failed_task(
     """
     code = (fail_code or "").upper()
     error_class: type[TaskFailedError]
-    if code == _CONCURRENCY_CODE or _CONCURRENCY_WORDS.search(fail_message or ""):
-        error_class = TooManyTasksError
-    elif code in _PERMANENT_FAIL_CODES:
+    if code in _PERMANENT_FAIL_CODES:
         error_class = _PERMANENT_FAIL_CODES[code]
+    elif code == _CONCURRENCY_CODE or _CONCURRENCY_WORDS.search(fail_message or ""):
+        error_class = TooManyTasksError
     elif not code and _MODERATION_WORDS.search(fail_message or ""):
         error_class = ModerationError
     else:

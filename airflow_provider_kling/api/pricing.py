@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from decimal import ROUND_HALF_UP, Decimal
 from typing import Any, NamedTuple
@@ -59,14 +60,14 @@ def estimate(request: VideoRequest, *, base_video_seconds: float | None = None) 
     if rate is None:
         return None
     per_second = _per_second(rate, body)
-    if request.base_video is not None:
+    if any(video.get("refer_type") in (None, "base") for video in _videos(body)):
         if base_video_seconds is None:
             shortest, longest = BASE_VIDEO_SECONDS
             return CostRange(per_second * shortest, per_second * longest)
         seconds = int(Decimal(str(base_video_seconds)).quantize(Decimal(1), ROUND_HALF_UP))
     else:
         duration = str(body.get("duration", DEFAULT_DURATION_SECONDS))
-        if not (duration.isascii() and duration.isdigit()):
+        if not re.fullmatch("[0-9]{1,4}", duration):
             return None
         seconds = int(duration)
     return per_second * seconds
@@ -75,7 +76,10 @@ def estimate(request: VideoRequest, *, base_video_seconds: float | None = None) 
 def _per_second(rate: Rate, body: Mapping[str, Any]) -> Decimal:
     if body.get("sound") == "on":
         return rate.sound
-    videos = body.get("video_list") or ()
-    if rate.original_sound is not None and any(video.get("keep_original_sound") == "yes" for video in videos):
-        return rate.original_sound
-    return rate.plain
+    keeps = any(video.get("keep_original_sound") == "yes" for video in _videos(body))
+    return rate.original_sound if keeps and rate.original_sound is not None else rate.plain
+
+
+def _videos(body: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    videos = body.get("video_list")  # extra_body may have put anything there
+    return [video for video in videos if isinstance(video, Mapping)] if isinstance(videos, list) else []

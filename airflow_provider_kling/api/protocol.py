@@ -10,12 +10,14 @@ import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import UTC
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit, urlunsplit
 
 from airflow_provider_kling.api.errors import (
     Operation,
+    UnreadableAnswerError,
     error_for_status,
     error_for_unreadable,
 )
@@ -78,10 +80,17 @@ def normalise_base_url(text: str | None) -> str:
     if not written:
         return DEFAULT_BASE_URL
     parts = urlsplit(written if "://" in written else f"https://{written}")
-    if parts.scheme not in ("http", "https") or not parts.hostname or any(c.isspace() for c in written):
-        raise ValueError(f"{written!r} is not the URL of a service: use something like {DEFAULT_BASE_URL}")
-    if parts.username or parts.password or parts.query or parts.fragment:
+    if "@" in parts.netloc or parts.query or parts.fragment:
+        # First, and without quoting it: what is too much may be a secret.
         raise ValueError("the URL may hold scheme, host, port and path only")
+    if (
+        parts.scheme not in ("http", "https")
+        or not parts.hostname
+        or parts.netloc.endswith(":")  # what "https:/host" becomes
+        or " " in written
+        or not written.isprintable()
+    ):
+        raise ValueError(f"{written!r} is not the URL of a service: use something like {DEFAULT_BASE_URL}")
     parts.port  # noqa: B018 - raises ValueError where the port is no number
     path = parts.path.rstrip("/") or _DEFAULT_PATHS.get(parts.hostname, _DEFAULT_PATH)
     return urlunsplit((parts.scheme, parts.netloc, path, "", ""))
@@ -161,7 +170,9 @@ def read_cost(call: ApiCall, answer: ApiAnswer) -> RecordedCost | None:
     :raises ServiceError: where the answer is an error other than 404.
     """
     payload = _read_optional(call, answer)
-    return RecordedCost.from_payload(payload, task_id=call.task_id or "") if payload is not None else None
+    if not isinstance(payload, Mapping):
+        return None
+    return RecordedCost.from_payload(payload, task_id=call.task_id or "")
 
 
 def read_balance(call: ApiCall, answer: ApiAnswer) -> Balance | None:
@@ -172,7 +183,7 @@ def read_balance(call: ApiCall, answer: ApiAnswer) -> Balance | None:
     :raises ServiceError: where the answer is an error other than 404.
     """
     payload = _read_optional(call, answer)
-    return Balance.from_payload(payload) if payload is not None else None
+    return Balance.from_payload(payload) if isinstance(payload, Mapping) else None
 
 
 def read_models(call: ApiCall, answer: ApiAnswer) -> list[str] | None:
@@ -182,12 +193,11 @@ def read_models(call: ApiCall, answer: ApiAnswer) -> list[str] | None:
     :return: the ids; None where the service does not offer this call.
     :raises ServiceError: where the answer is an error other than 404.
     """
-    if answer.status == 404:
-        return None
-    payload = _read_payload(call, answer)
+    payload = _read_optional(call, answer)
     if not isinstance(payload, list):
         return None
-    return [item["id"] for item in payload if isinstance(item, Mapping) and isinstance(item.get("id"), str)]
+    ids = [item["id"] for item in payload if isinstance(item, Mapping) and isinstance(item.get("id"), str)]
+    return ids if ids or not payload else None
 
 
 def read_upload(call: ApiCall, answer: ApiAnswer) -> str:
@@ -199,9 +209,15 @@ def read_upload(call: ApiCall, answer: ApiAnswer) -> str:
     """
     payload = _read_payload(call, answer)
     url = payload.get("publicUrl") if isinstance(payload, Mapping) else None
-    if not isinstance(url, str) or urlsplit(url).scheme not in ("http", "https"):
+    if not isinstance(url, str) or not url.startswith(("http://", "https://")):
         raise error_for_unreadable(call.operation, _excerpt(answer), status=answer.status)
     return url
+
+
+def is_in_service_form(answer: ApiAnswer) -> bool:
+    """Whether an answer, an error's too, looks like one of this service and not like any web server's."""
+    document = _json(answer.body)
+    return isinstance(document, Mapping) and (_code(document) is not None or _message(document) is not None)
 
 
 def retry_after_seconds(headers: Mapping[str, str], *, now: float | None = None) -> float | None:
@@ -212,13 +228,15 @@ def retry_after_seconds(headers: Mapping[str, str], *, now: float | None = None)
     :return: seconds to wait, 0 or more; None where the header is missing or unreadable.
     """
     value = headers.get("Retry-After", "").strip()
-    if value.isascii() and value.isdigit():
+    if value.isascii() and value.isdigit() and len(value) < 10:
         return float(value)
     try:
         at = parsedate_to_datetime(value)
-    except ValueError:
+        if at.tzinfo is None:  # the old forms of an HTTP date name no zone, and mean GMT
+            at = at.replace(tzinfo=UTC)
+        return max(0.0, at.timestamp() - (time.time() if now is None else now))
+    except (ValueError, OverflowError):
         return None
-    return max(0.0, at.timestamp() - (time.time() if now is None else now))
 
 
 def _read_payload(call: ApiCall, answer: ApiAnswer) -> Any:
@@ -230,8 +248,7 @@ def _read_payload(call: ApiCall, answer: ApiAnswer) -> Any:
             call.operation,
             deciding,
             code=code if answer.status >= 300 and code and code >= 300 else None,
-            service_message=_message(document)
-            or (None if document is not None else _excerpt(answer) or None),
+            service_message=_message(document) or _excerpt(answer) or None,
             task_id=call.task_id,
             retry_after=retry_after_seconds(answer.headers),
         )
@@ -242,11 +259,11 @@ def _read_payload(call: ApiCall, answer: ApiAnswer) -> Any:
     return _payload(document)
 
 
-def _read_optional(call: ApiCall, answer: ApiAnswer) -> Mapping[str, Any] | None:
-    if answer.status == 404 or _code(_json(answer.body)) == 404:
+def _read_optional(call: ApiCall, answer: ApiAnswer) -> Any:
+    try:
+        return _read_payload(call, answer)
+    except UnreadableAnswerError:  # 404, or a page in place of an answer: the call is not offered here
         return None
-    payload = _read_payload(call, answer)
-    return payload if isinstance(payload, Mapping) else None
 
 
 def _json(body: bytes) -> Any:

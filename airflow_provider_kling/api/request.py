@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, StrictStr, ValidationError
 
 from airflow_provider_kling.api.errors import InvalidRequestError
 
@@ -44,6 +44,8 @@ _ASPECT_RATIOS = ("16:9", "9:16", "1:1")
 _REFERENCE = re.compile(r"<<<(.*?)>>>", re.DOTALL)
 _REFERENCE_NAME = re.compile(r"(image|element|video)_([1-9][0-9]*)")
 _SHOWN_CHARACTERS = 80
+_MOST_SECONDS = 9999
+"""What is longer is no duration of any model, known or not."""
 _MISSING = ("", "none", "null")
 
 
@@ -87,7 +89,10 @@ class Fault:
     allowed: str
 
     def __str__(self) -> str:
-        shown = repr(self.value)
+        try:
+            shown = repr(self.value)
+        except (ValueError, RecursionError):  # an integer of thousands of digits; endless nesting
+            shown = f"this {type(self.value).__name__}"
         if len(shown) > _SHOWN_CHARACTERS:
             shown = f"{shown[: _SHOWN_CHARACTERS - 1]}…"
         return f"{self.field}: {shown} is not allowed: {self.allowed}"
@@ -104,7 +109,7 @@ def _structure(value: Any) -> Any:
         for read in (json.loads, ast.literal_eval):
             try:
                 return read(text)
-            except (ValueError, SyntaxError, RecursionError, MemoryError):
+            except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
                 continue
     return text
 
@@ -116,9 +121,10 @@ def _list_of(name: str) -> Callable[[Any], Any]:
             return None
         if isinstance(value, (str, int, Mapping)) and not isinstance(value, bool):
             value = [value]
-        if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
-            return [{name: item} if isinstance(item, (str, int)) else item for item in value]
-        return value
+        if not isinstance(value, Sequence) or isinstance(value, (str, bytes)):
+            # An iterator too: the request is read twice, and the second time it would be empty.
+            raise ValueError("a list")  # noqa: TRY004 - pydantic makes a fault of it
+        return [{name: item} if isinstance(item, (str, int)) else item for item in value] or None
 
     return convert
 
@@ -127,6 +133,19 @@ def _text_or_none(value: Any) -> Any:
     if isinstance(value, str):
         value = value.strip()
         return None if value.lower() in _MISSING else value
+    return value
+
+
+def _model(value: Any) -> Any:
+    value = _text_or_none(value)
+    if value is None:
+        raise ValueError(f"the id of a model, such as {' or '.join(MODEL_LIMITS)}")
+    return value
+
+
+def _whole(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("a whole number")  # noqa: TRY004 - pydantic makes a fault of it
     return value
 
 
@@ -142,10 +161,12 @@ def _seconds(value: Any) -> Any:
     value = _text_or_none(value)
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    if isinstance(value, int) and not isinstance(value, bool):
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _MOST_SECONDS:
         return str(value)
-    if isinstance(value, str) and re.fullmatch(r"\d+(\.0+)?", value, re.ASCII):
-        return str(int(float(value))) if len(value) < 10 else value
+    if isinstance(value, str) and re.fullmatch(r"\d{1,4}(\.0+)?", value, re.ASCII):
+        return str(int(float(value)))
+    if value is not None:
+        raise ValueError("a whole number of seconds")
     return value
 
 
@@ -168,9 +189,10 @@ def _watermark(value: Any) -> Any:
     return value
 
 
-Text = Annotated[str, BeforeValidator(_text_or_none)]
-OptionalText = Annotated[str | None, BeforeValidator(_text_or_none)]
-Seconds = Annotated[str, BeforeValidator(_seconds), Field(pattern=r"^[0-9]{1,4}$")]
+Text = Annotated[StrictStr, BeforeValidator(_text_or_none)]
+OptionalText = Annotated[StrictStr | None, BeforeValidator(_text_or_none)]
+Seconds = Annotated[str, BeforeValidator(_seconds)]
+WholeNumber = Annotated[int, BeforeValidator(_whole)]
 
 
 class _Part(BaseModel):
@@ -192,7 +214,7 @@ class ImageReference(_Part):
 class ElementReference(_Part):
     """A subject registered with the service, by its integer id."""
 
-    element_id: int
+    element_id: WholeNumber
 
 
 class VideoReference(_Part):
@@ -223,7 +245,7 @@ class Shot(_Part):
     :param duration: its length in whole seconds.
     """
 
-    index: int | None = None
+    index: WholeNumber | None = None
     prompt: Text
     duration: Seconds
 
@@ -237,10 +259,10 @@ class WatermarkInfo(_Part):
 class _RequestFields(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    model: Text = DEFAULT_MODEL
-    prompt: Annotated[str | None, BeforeValidator(_prompt)] = None
+    model: Annotated[StrictStr, BeforeValidator(_model)] = DEFAULT_MODEL
+    prompt: Annotated[StrictStr | None, BeforeValidator(_prompt)] = None
     mode: OptionalText = None
-    duration: Annotated[str | None, BeforeValidator(_seconds), Field(pattern=r"^[0-9]{1,4}$")] = None
+    duration: Annotated[str | None, BeforeValidator(_seconds)] = None
     aspect_ratio: OptionalText = None
     sound: Annotated[Literal["on", "off"] | None, BeforeValidator(_switch("on", "off"))] = None
     image_list: Annotated[tuple[ImageReference, ...] | None, BeforeValidator(_list_of("image_url"))] = None
@@ -261,7 +283,7 @@ class VideoRequest(_RequestFields):
     A request for one video, checked against the rules of its model.
 
     Fields bear the service's names. Each accepts native values and the strings that templates render to;
-    an empty string counts as left out, and what is left out is not sent.
+    an empty string or list counts as left out, and what is left out is not sent.
 
     :param model: ``kling-v3-omni`` or ``kling-video-o1``. Another id is passed on, with neither its limits
         nor its price known.
@@ -353,8 +375,9 @@ def find_faults(fields: Mapping[str, Any], *, unknown: frozenset[str] = frozense
     try:
         parsed = _RequestFields(**told)
     except ValidationError as error:
-        faults = [_fault_of_shape(details) for details in error.errors(include_url=False)]
-        unsound = {re.split(r"[.\[]", fault.field, maxsplit=1)[0] for fault in faults}
+        found = error.errors(include_url=False)
+        faults = [_fault_of_shape(details) for details in found]
+        unsound = {str(details["loc"][0]) for details in found}
         parsed = _RequestFields(**{name: value for name, value in told.items() if name not in unsound})
     for reads, rule in _RULES:
         if not reads & (unsound | unknown):
@@ -366,7 +389,6 @@ _SHAPES = {
     "missing": "it is needed",
     "extra_forbidden": "no such field; newer fields of the service go into extra_body",
     "string_type": "text",
-    "string_pattern_mismatch": "a whole number of seconds",
     "int_type": "a whole number",
     "int_parsing": "a whole number",
     "int_from_float": "a whole number",
@@ -374,14 +396,11 @@ _SHAPES = {
     "bool_parsing": "true or false",
     "dict_type": "a mapping",
     "model_type": "a mapping",
-    "tuple_type": "a list",
 }
 
 
 def _fault_of_shape(details: ErrorDetails) -> Fault:
-    path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in details["loc"]).lstrip(
-        "."
-    )
+    path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in details["loc"])
     kind, context = details["type"], details.get("ctx", {})
     if kind == "literal_error":
         allowed = f"one of {context['expected']}"
@@ -389,7 +408,7 @@ def _fault_of_shape(details: ErrorDetails) -> Fault:
         allowed = str(context["error"])
     else:
         allowed = _SHAPES.get(kind, details["msg"])
-    return Fault(path, None if kind == "missing" else details["input"], allowed)
+    return Fault(path.removeprefix("."), None if kind == "missing" else details["input"], allowed)
 
 
 _Rule = Callable[[_RequestFields], Iterator[Fault]]
@@ -406,12 +425,6 @@ def _rule(*reads: str) -> Callable[[_Rule], _Rule]:
 
 def _one_of(allowed: Sequence[str], model: str) -> str:
     return f"{model} takes {' or '.join(allowed) if len(allowed) < 3 else ', '.join(allowed)}"
-
-
-@_rule("model")
-def _model_is_named(request: _RequestFields) -> Iterator[Fault]:
-    if not request.model:
-        yield Fault("model", request.model, f"the id of a model, such as {' or '.join(MODEL_LIMITS)}")
 
 
 @_rule("prompt", "multi_shot", "shot_type")
@@ -612,8 +625,6 @@ def _shots_fill_the_video(request: _RequestFields) -> Iterator[Fault]:
     if len(shots) > MAX_SHOTS and request.model in MODEL_LIMITS:
         yield Fault("multi_prompt", f"{len(shots)} shots", f"{request.model} takes 1 to {MAX_SHOTS}")
     for i, shot in enumerate(shots):
-        if not shot.prompt:
-            yield Fault(f"multi_prompt[{i}].prompt", shot.prompt, "each shot needs words of its own")
         if len(shot.prompt) > MAX_SHOT_PROMPT_CHARACTERS and request.model in MODEL_LIMITS:
             yield Fault(
                 f"multi_prompt[{i}].prompt",
@@ -647,6 +658,14 @@ def _callback_can_be_reached(request: _RequestFields) -> Iterator[Fault]:
         yield Fault("callback_url", request.callback_url, "an http or https URL")
 
 
+@_rule("extra_body")
+def _extra_body_can_be_sent(request: _RequestFields) -> Iterator[Fault]:
+    try:
+        json.dumps(request.extra_body, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        yield Fault("extra_body", request.extra_body, f"only what JSON can hold ({error})")
+
+
 def _frames(request: _RequestFields) -> list[str]:
     return list(dict.fromkeys(image.type for image in request.image_list or () if image.type))
 
@@ -654,7 +673,12 @@ def _frames(request: _RequestFields) -> list[str]:
 def _is_url(value: str) -> bool:
     try:
         parts = urlsplit(value)
-        return parts.scheme in ("http", "https") and bool(parts.hostname) and " " not in value
+        return (
+            parts.scheme in ("http", "https")
+            and bool(parts.hostname)
+            and value.isprintable()
+            and " " not in value
+        )
     except ValueError:
         return False
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
@@ -22,6 +23,8 @@ from airflow_provider_kling.api.errors import TaskFailedError, error_for_failed_
 
 _MS_FROM = 100_000_000_000
 """Epoch numbers from here on are milliseconds: as seconds they would lie beyond the year 5000."""
+_STARTS_WITH_A_YEAR = re.compile(r"\s*[0-9]{4}-")
+"""Without a date, pendulum takes today's: "now" and "12:30" would become times."""
 
 
 class TaskState(StrEnum):
@@ -99,11 +102,13 @@ class VideoTask:
         :param task_id: the id that was asked for, used where the answer does not repeat it.
         :return: None where the payload is not about a task: it has no id, or nothing beside it.
         """
-        found_id = _text(_first(payload, "taskId", "task_id")) or task_id
+        told_id = _text(_first(payload, "taskId", "task_id"))
+        found_id = told_id or task_id
         service_state = _text(_first(payload, "state", "status"))
         result_urls = _result_urls(payload)
-        if found_id is None or (service_state is None and not result_urls and not _names_task(payload)):
+        if found_id is None or (told_id is None and service_state is None and not result_urls):
             return None
+        state = _state(service_state, has_links=bool(result_urls))
         result = _as_mapping(payload.get("resultJson"))
         created_at = _time(_first(payload, "createTime", "create_time"))
         completed_at = _time(_first(payload, "completeTime", "complete_time"))
@@ -113,14 +118,15 @@ class VideoTask:
             generation_seconds = (completed_at - created_at).total_seconds()
         return cls(
             task_id=found_id,
-            state=_state(service_state, has_links=bool(result_urls)),
+            state=state,
             service_state=service_state,
             model=_text(payload.get("model")),
             result_urls=result_urls,
             created_at=created_at,
             completed_at=completed_at,
             fail_code=_text(_first(payload, "failCode", "fail_code")),
-            fail_message=_text(_first(payload, "failMsg", "fail_msg")),
+            fail_message=_text(_first(payload, "failMsg", "fail_msg"))
+            or (_error_text(payload) if state is TaskState.FAILED else None),
             retryable=_boolean(payload.get("retryable")),
             duration_seconds=_number(_first(result, "videoDuration", "duration")),
             generation_seconds=generation_seconds,
@@ -195,10 +201,6 @@ def _first(payload: Mapping[str, Any], *names: str) -> Any:
     return None
 
 
-def _names_task(payload: Mapping[str, Any]) -> bool:
-    return _first(payload, "taskId", "task_id") is not None
-
-
 def _text(value: Any) -> str | None:
     if isinstance(value, bool) or not isinstance(value, (str, int)):
         return None
@@ -236,10 +238,10 @@ def _time(value: Any) -> pendulum.DateTime | None:
             return (
                 pendulum.from_timestamp(number / 1000 if number >= _MS_FROM else number) if number else None
             )
-        if isinstance(value, str):
+        if isinstance(value, str) and _STARTS_WITH_A_YEAR.match(value):
             parsed = pendulum.parse(value)
             return parsed if isinstance(parsed, pendulum.DateTime) else None
-    except (ValueError, OverflowError, OSError):
+    except (ValueError, TypeError, OverflowError, OSError):
         pass
     return None
 
@@ -251,6 +253,16 @@ def _state(service_state: str | None, *, has_links: bool) -> TaskState:
         return TaskState(service_state.lower())
     except ValueError:
         return TaskState.PROCESSING
+
+
+def _error_text(payload: Mapping[str, Any]) -> str | None:
+    error = payload.get("error")
+    nested = error.get("message") if isinstance(error, Mapping) else error
+    for value in (nested, payload.get("message"), payload.get("msg")):
+        text = _text(value)
+        if text is not None and text.lower() not in ("success", "ok"):  # these are about the query
+            return text
+    return None
 
 
 def _as_mapping(value: Any) -> Mapping[str, Any]:
@@ -272,13 +284,12 @@ def _result_urls(payload: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _links(value: Any) -> list[str]:
-    if isinstance(value, str):
-        return [value] if _is_link(value) else []
-    if isinstance(value, Mapping):
-        return _links(_first(value, "url", "video_url"))
-    if isinstance(value, list):
-        return [link for item in value if not isinstance(item, list) for link in _links(item)]
-    return []
+    links = []
+    for item in value if isinstance(value, list) else [value]:
+        link = _first(item, "url", "video_url") if isinstance(item, Mapping) else item
+        if isinstance(link, str) and _is_link(link):
+            links.append(link)
+    return links
 
 
 def _is_link(value: str) -> bool:

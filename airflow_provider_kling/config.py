@@ -1,0 +1,21 @@
+"""The provider's own section of Airflow's configuration, ``[kling]``."""
+
+from __future__ import annotations
+
+from airflow.providers.common.compat.sdk import AirflowConfigException, conf
+
+from airflow_provider_kling.waiting import MAX_FAILURES
+
+SECTION = "kling"
+
+
+def max_failed_queries() -> int:
+    """
+    Return how many queries in a row may fail before contact with the service counts as lost.
+
+    :raises AirflowConfigException: where it is not a whole number above 0.
+    """
+    number = int(conf.getint(SECTION, "max_failed_queries", fallback=MAX_FAILURES))
+    if number < 1:
+        raise AirflowConfigException(f"[{SECTION}] max_failed_queries must be above 0; it is {number}")
+    return number

@@ -1,0 +1,124 @@
+"""The asynchronous client for the triggerer, shared by all waiting videos of a connection."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
+
+import aiohttp
+from airflow.providers.common.compat.connection import get_async_connection, get_async_extra_dejson
+
+from airflow_provider_kling.api.errors import error_for_transport
+from airflow_provider_kling.api.protocol import ApiAnswer, ApiCall, query_call, read_task
+from airflow_provider_kling.hooks.settings import ConnectionSettings, lookup_error, user_agent
+
+if TYPE_CHECKING:
+    from airflow_provider_kling.api.task import VideoTask
+
+
+class AsyncKlingClient:
+    """
+    Asks the service from an event loop, over one HTTP session.
+
+    :param settings: how to reach the service.
+    :param tls: what checks the service's certificate, made from the settings.
+    """
+
+    def __init__(self, settings: ConnectionSettings, tls: ssl.SSLContext | bool) -> None:
+        self.settings = settings
+        self._proxy = settings.proxy
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(ssl=tls),
+            headers={"User-Agent": user_agent(), "Authorization": f"Bearer {settings.key}"},
+            timeout=aiohttp.ClientTimeout(
+                total=settings.connect_timeout + settings.read_timeout,
+                sock_connect=settings.connect_timeout,
+                sock_read=settings.read_timeout,
+            ),
+        )
+
+    @classmethod
+    async def from_connection(cls, conn_id: str) -> AsyncKlingClient:
+        """
+        Look the connection up and make a client of it.
+
+        :raises ConnectionSettingsError: where there is no such connection or it cannot be used.
+        :raises ConnectionLookupError: where Airflow could not be asked.
+        """
+        try:
+            connection = await get_async_connection(conn_id)
+            extra = await get_async_extra_dejson(connection)
+        except Exception as error:
+            raise lookup_error(conn_id, error) from error
+        settings = ConnectionSettings.from_connection(connection, extra)
+        # A CA bundle is read from a file, so not in the event loop.
+        return cls(settings, await asyncio.to_thread(settings.tls))
+
+    async def get_task(self, task_id: str) -> VideoTask:
+        """
+        Ask for a task's state, once.
+
+        :raises ServiceError: where there was no usable answer.
+        """
+        call = query_call(task_id)
+        return read_task(call, await self._send(call))
+
+    async def close(self) -> None:
+        """Close the session."""
+        await self._session.close()
+
+    async def _send(self, call: ApiCall) -> ApiAnswer:
+        try:
+            async with self._session.request(
+                call.method, self.settings.base_url + call.path, params=dict(call.params), proxy=self._proxy
+            ) as response:
+                return ApiAnswer(response.status, response.headers, await response.read())
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
+            raise error_for_transport(
+                call.operation,
+                str(error) or type(error).__name__,
+                sent=not isinstance(error, (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)),
+                tls=isinstance(error, aiohttp.ClientSSLError),
+                task_id=call.task_id,
+            ) from error
+
+
+@dataclass
+class _Shared:
+    users: int = 0
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    client: AsyncKlingClient | None = None
+
+
+_shared: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, _Shared]] = WeakKeyDictionary()
+
+
+@asynccontextmanager
+async def shared_client(conn_id: str) -> AsyncIterator[AsyncKlingClient]:
+    """
+    Give the client of a connection that all users in this event loop share.
+
+    The first one in looks the connection up, the last one out closes the session.
+
+    :raises ConnectionSettingsError: where there is no such connection or it cannot be used.
+    :raises ConnectionLookupError: where Airflow could not be asked.
+    """
+    of_loop = _shared.setdefault(asyncio.get_running_loop(), {})
+    entry = of_loop.setdefault(conn_id, _Shared())
+    entry.users += 1
+    try:
+        async with entry.lock:
+            if entry.client is None:
+                entry.client = await AsyncKlingClient.from_connection(conn_id)
+        yield entry.client
+    finally:
+        entry.users -= 1
+        if entry.users == 0:
+            del of_loop[conn_id]
+            if entry.client is not None:
+                await entry.client.close()

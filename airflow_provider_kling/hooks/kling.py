@@ -1,0 +1,349 @@
+"""KlingHook: an Airflow connection as a client of the service, synchronous and asynchronous."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+from uuid import uuid4
+
+from airflow.providers.common.compat.sdk import BaseHook
+
+import airflow_provider_kling
+from airflow_provider_kling.api.errors import (
+    BadRequestError,
+    DownloadError,
+    KeyRefusedError,
+    KlingError,
+    Operation,
+    RateLimitedError,
+    ServiceError,
+    TaskNotFoundError,
+    UnreachableError,
+)
+from airflow_provider_kling.api.protocol import (
+    DEFAULT_BASE_URL,
+    ApiAnswer,
+    ApiCall,
+    balance_call,
+    create_call,
+    is_in_service_form,
+    models_call,
+    query_call,
+    read_balance,
+    read_cost,
+    read_models,
+    read_task,
+    read_upload,
+    record_call,
+    upload_call,
+)
+from airflow_provider_kling.hooks.settings import (
+    DEFAULT_CONN_ID,
+    MAX_PATIENCE,
+    ConnectionSettings,
+    lookup_error,
+)
+from airflow_provider_kling.waiting import (
+    DEFAULT_POLL_INTERVAL,
+    DEFAULT_TIMEOUT,
+    AskAgain,
+    Over,
+    Waiting,
+    note_to,
+)
+
+if TYPE_CHECKING:
+    from airflow_provider_kling.api.request import VideoRequest
+    from airflow_provider_kling.api.task import Balance, RecordedCost, VideoTask
+    from airflow_provider_kling.hooks.sync_client import KlingClient
+
+SUBMIT_TRIES = 3
+"""How often a create is made that certainly never left, or that the service turned away with a 429."""
+TEST_TIMEOUT = 2.0
+"""Seconds each for connecting and reading in a connection test: Airflow's UI waits less than 10."""
+
+_T = TypeVar("_T")
+
+
+class KlingHook(BaseHook):
+    """
+    A client of the service for one Airflow connection.
+
+    The connection's password is the key and its host the base URL; its extra may hold ``connect_timeout`` and
+    ``read_timeout`` (seconds), ``verify``, ``ca_bundle`` and ``proxies``. It is looked up at the first call.
+
+    :param kling_conn_id: id of a connection of type ``kling``.
+    """
+
+    conn_name_attr = "kling_conn_id"
+    default_conn_name = DEFAULT_CONN_ID
+    conn_type = "kling"
+    hook_name = "Kling Omni-Video"
+
+    def __init__(self, kling_conn_id: str = DEFAULT_CONN_ID, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.kling_conn_id = kling_conn_id
+        self._settings: ConnectionSettings | None = None
+        self._client: KlingClient | None = None
+        self._told: set[Operation] = set()
+
+    @classmethod
+    def get_ui_field_behaviour(cls) -> dict[str, Any]:
+        """Describe the connection form to Airflow 3.1 and older, which do not read the provider's own metadata."""
+        behaviour = _connection_type()["ui-field-behaviour"]
+        return {name.replace("-", "_"): value for name, value in behaviour.items()}
+
+    @classmethod
+    def get_connection_form_widgets(cls) -> dict[str, Any]:
+        """Give the form's own fields to Airflow 3.1 and older."""
+        from flask_appbuilder.fieldwidgets import BS3TextFieldWidget
+        from flask_babel import lazy_gettext
+        from wtforms import BooleanField, StringField
+
+        widgets: dict[str, Any] = {}
+        for name, field in _connection_type()["conn-fields"].items():
+            label, description = lazy_gettext(field["label"]), field["description"]
+            if field["schema"]["type"] == "boolean":
+                widgets[name] = BooleanField(
+                    label, default=field["schema"]["default"], description=description
+                )
+            else:
+                widgets[name] = StringField(label, widget=BS3TextFieldWidget(), description=description)
+        return widgets
+
+    @property
+    def settings(self) -> ConnectionSettings:
+        """
+        What the connection says.
+
+        :raises ConnectionSettingsError: where there is no such connection or it cannot be used.
+        """
+        if self._settings is None:
+            try:
+                connection = self.get_connection(self.kling_conn_id)
+            except Exception as error:
+                raise lookup_error(self.kling_conn_id, error) from error
+            self._settings = ConnectionSettings.from_connection(connection, connection.extra_dejson)
+        return self._settings
+
+    def get_conn(self) -> KlingClient:
+        """
+        Return the client of the connection.
+
+        :raises ConnectionSettingsError: where there is no such connection or it cannot be used.
+        """
+        if self._client is None:
+            # Operators import this module too, and requests would be most of what that costs them.
+            from airflow_provider_kling.hooks.sync_client import KlingClient
+
+            self._client = KlingClient(self.settings)
+        return self._client
+
+    def close(self) -> None:
+        """Close the connections to the service. The hook can be used again afterwards."""
+        if self._client is not None:
+            self._client.close()
+
+    def submit(self, request: VideoRequest) -> VideoTask:
+        """
+        Ask for a video. The call costs money each time that it succeeds.
+
+        It is repeated only where it certainly never left, or where the service turned it away (429).
+
+        :raises UnknownSubmissionError: where nobody can tell whether a task was created.
+        :raises ServiceError: where the service refused the request; nothing was billed.
+        """
+        call = create_call(request)
+        for attempt in range(1, SUBMIT_TRIES + 1):
+            try:
+                return self._ask(call, read_task)
+            except (UnreachableError, RateLimitedError) as error:
+                pause = max(error.retry_after or 0, 2**attempt * random.uniform(0.5, 1))  # noqa: S311
+                if attempt == SUBMIT_TRIES or pause > MAX_PATIENCE:
+                    raise
+                self.log.warning("%s Asking again in %.0f s.", error, pause)
+                time.sleep(pause)
+        raise AssertionError("unreachable")  # pragma: no cover
+
+    def get_task(self, task_id: str) -> VideoTask:
+        """
+        Ask for a task's state. It is free, and repeated on passing faults.
+
+        :raises ServiceError: where there was no usable answer.
+        """
+        return self._ask(query_call(task_id), read_task, retries=True)
+
+    def query_task(self, task_id: str) -> VideoTask:
+        """
+        Ask for a task's state once, without repeating: for whoever has a waiting policy of its own.
+
+        :raises ServiceError: where there was no usable answer.
+        """
+        return self._ask(query_call(task_id), read_task)
+
+    def wait(
+        self,
+        task_id: str,
+        *,
+        timeout: float = DEFAULT_TIMEOUT,
+        poll_interval: float = DEFAULT_POLL_INTERVAL,
+    ) -> VideoTask:
+        """
+        Wait until a task is completed.
+
+        :param timeout: seconds from now to giving up.
+        :param poll_interval: seconds between two queries.
+        :raises TaskFailedError: the service reports it as failed.
+        :raises TaskTimeoutError: it was not over in time; the service goes on with it.
+        :raises LostContactError: the service could not be asked several times in a row.
+        :raises ServiceError: the service refuses to be asked.
+        """
+        now = time.time()
+        over = self.wait_until_over(
+            Waiting(task_id, deadline=now + timeout, poll_interval=poll_interval, started=now)
+        )
+        if over.error is not None:
+            raise over.error
+        assert over.task is not None  # noqa: S101 - every outcome without an error has a task
+        return over.task
+
+    def wait_until_over(self, waiting: Waiting) -> Over:
+        """Ask for a task until its wait is over, holding this thread. Nothing is raised for the video's sake."""
+        while True:
+            decision = self.ask_once(waiting)
+            if isinstance(decision, Over):
+                return decision
+            time.sleep(max(0.0, decision.at - time.time()))
+
+    def ask_once(self, waiting: Waiting) -> AskAgain | Over:
+        """Ask for a task once, and decide what follows."""
+        try:
+            task = self.query_task(waiting.task_id)
+        except ServiceError as error:
+            decision = waiting.on_error(error, time.time())
+        else:
+            decision = waiting.on_task(task, time.time())
+        note_to(self.log, decision)
+        return decision
+
+    def download(self, url: str, path: str | Path) -> Path:
+        """
+        Fetch a result into a local file. The key is not sent.
+
+        The file appears under its name only when it is whole.
+
+        :param url: a task's ``video_url``.
+        :param path: the file to write; its directory is made if it is not there.
+        :raises ResultExpiredError: where the link is dead.
+        :raises DownloadError: where the file could not be fetched or written.
+        """
+        path = Path(path)
+        partial = path.with_name(f".{path.name}.{uuid4().hex}.part")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with self.get_conn().open_result(url) as chunks, partial.open("wb") as file:
+                for chunk in chunks:
+                    file.write(chunk)
+            partial.replace(path)
+        except OSError as error:
+            raise DownloadError(f"The video could not be written to {path}: {error}") from error
+        finally:
+            with contextlib.suppress(OSError):
+                partial.unlink(missing_ok=True)
+        return path
+
+    def upload_file(self, path: str | Path) -> str:
+        """
+        Upload a reference image or video.
+
+        :return: its URL, which the service keeps for 7 days.
+        :raises ServiceError: where the service did not take it.
+        """
+        path = Path(path)
+        with path.open("rb") as file:
+            return self._ask(upload_call(), read_upload, files={"file": (path.name, file)})
+
+    def get_balance(self) -> Balance | None:
+        """
+        Ask for the money left.
+
+        :return: None where the service does not tell.
+        :raises ServiceError: where there was no usable answer.
+        """
+        return self._ask_for_extra(balance_call(), read_balance)
+
+    def get_cost(self, task_id: str) -> RecordedCost | None:
+        """
+        Ask what a task really cost.
+
+        :return: None where the service does not tell.
+        :raises ServiceError: where there was no usable answer.
+        """
+        return self._ask_for_extra(record_call(task_id), read_cost)
+
+    def list_models(self) -> list[str] | None:
+        """
+        Ask for the ids of the models.
+
+        :return: None where the service does not tell.
+        :raises ServiceError: where there was no usable answer.
+        """
+        return self._ask_for_extra(models_call(), read_models)
+
+    def test_connection(self) -> tuple[bool, str]:
+        """
+        Tell whether the connection works, without spending anything and without raising.
+
+        A task id that cannot exist is asked for: whoever answers "no such task" is the service and took the key.
+        """
+        try:
+            return self._test_connection()
+        except KlingError as error:
+            return False, str(error)
+        except Exception as error:  # noqa: BLE001 - Airflow shows the text, whatever it is
+            return False, f"{type(error).__name__}: {error}"
+        finally:
+            self.close()
+
+    def _test_connection(self) -> tuple[bool, str]:
+        base_url = self.settings.base_url
+        timeout = (min(TEST_TIMEOUT, self.settings.connect_timeout), TEST_TIMEOUT)
+        call = query_call(f"connection-test-{uuid4().hex}")
+        answer = self.get_conn().send(call, timeout=timeout)
+        try:
+            read_task(call, answer)
+        except KeyRefusedError as error:
+            return False, f"{base_url} refuses the key. {error}"
+        except (TaskNotFoundError, BadRequestError):
+            if not is_in_service_form(answer):
+                return False, (
+                    f"{base_url} answers, but it is not this service (HTTP {answer.status}). Set the connection's "
+                    f"host to the service's base URL, or leave it empty for {DEFAULT_BASE_URL}."
+                )
+        message = f"{base_url} takes the key."
+        with contextlib.suppress(ServiceError):
+            call = balance_call()
+            if balance := read_balance(call, self.get_conn().send(call, timeout=timeout)):
+                message += f" Balance: {balance.available} {balance.currency}."
+        return True, message
+
+    def _ask(
+        self, call: ApiCall, read: Callable[[ApiCall, ApiAnswer], _T], *, retries: bool = False, **how: Any
+    ) -> _T:
+        return read(call, self.get_conn().send(call, retries=retries, **how))
+
+    def _ask_for_extra(self, call: ApiCall, read: Callable[[ApiCall, ApiAnswer], _T | None]) -> _T | None:
+        found = self._ask(call, read, retries=True)
+        if found is None and call.operation not in self._told:
+            self._told.add(call.operation)
+            self.log.warning("The service does not offer the %s call; going on without it.", call.operation)
+        return found
+
+
+def _connection_type() -> dict[str, Any]:
+    connection_type: dict[str, Any] = airflow_provider_kling.get_provider_info()["connection-types"][0]
+    return connection_type

@@ -1,0 +1,163 @@
+"""The sensor that waits for a video that something else asked for."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from airflow.providers.common.compat.sdk import (
+    AirflowFailException,
+    AirflowSensorTimeout,
+    AirflowSkipException,
+    BaseSensorOperator,
+    PokeReturnValue,
+    conf,
+)
+
+from airflow_provider_kling.api.errors import TaskFailedError
+from airflow_provider_kling.config import max_failed_queries
+from airflow_provider_kling.exceptions import to_airflow
+from airflow_provider_kling.hooks.kling import KlingHook
+from airflow_provider_kling.hooks.settings import DEFAULT_CONN_ID
+from airflow_provider_kling.links.kling import KlingVideoLink
+from airflow_provider_kling.result import video_result
+from airflow_provider_kling.triggers.kling import KlingVideoTrigger
+from airflow_provider_kling.waiting import (
+    DEFAULT_POLL_INTERVAL,
+    AskAgain,
+    Outcome,
+    Over,
+    WaitEvent,
+    Waiting,
+)
+
+if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import Context
+
+
+class KlingVideoSensor(BaseSensorOperator):
+    """
+    Wait until a video is made that something else asked for.
+
+    ``mode``, ``soft_fail``, ``timeout`` and the other arguments of Airflow's sensors mean what they mean there.
+    In mode ``reschedule`` each query runs in a process of its own, so failed queries are borne until ``timeout``.
+
+    :param kling_task_id: the service's task id.
+    :param kling_conn_id: id of a connection of type ``kling``, of the account that made the task.
+    :param deferrable: wait in the triggerer, without holding a worker. Default: ``[operators] default_deferrable``.
+    :param poke_interval: seconds between two queries.
+    :return: XCom as :class:`~airflow_provider_kling.operators.kling.KlingGenerateVideoOperator` returns it, without
+        what only the submitter knows (``estimated_cost_usd``, ``request``).
+    """
+
+    template_fields: Sequence[str] = ("kling_task_id", "kling_conn_id")
+    operator_extra_links = (KlingVideoLink(),)
+    ui_color = "#e8def8"
+
+    def __init__(
+        self,
+        *,
+        kling_task_id: str,
+        kling_conn_id: str = DEFAULT_CONN_ID,
+        deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
+        poke_interval: float | timedelta = DEFAULT_POLL_INTERVAL,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(poke_interval=poke_interval, **kwargs)
+        self.kling_task_id = kling_task_id
+        self.kling_conn_id = kling_conn_id
+        self.deferrable = deferrable
+        self._poking: Waiting | None = None
+
+    def execute(self, context: Context) -> Any:
+        """
+        Wait on the worker, or ask once and wait in the triggerer.
+
+        :raises AirflowSensorTimeout: where the video is not made in time.
+        :raises AirflowFailException: where it failed, or the service refuses to be asked.
+        :raises KlingError: where another attempt can help.
+        """
+        if not self.deferrable:
+            return super().execute(context)
+        try:
+            return self._follow(context, self._waiting(deadline=time.time() + self.timeout))
+        except (AirflowSensorTimeout, AirflowFailException) as error:
+            if self.soft_fail or self.never_fail:
+                raise AirflowSkipException(str(error)) from error
+            raise
+
+    def poke(self, context: Context) -> PokeReturnValue:
+        """Ask once whether the video is made. How long to go on is for Airflow's sensor to decide."""
+        self._poking = self._poking or self._waiting(deadline=math.inf)
+        with closing(KlingHook(self.kling_conn_id)) as hook:
+            decision = hook.ask_once(self._poking)
+            if isinstance(decision, AskAgain):
+                return PokeReturnValue(is_done=False)
+            return PokeReturnValue(is_done=True, xcom_value=self._deliver(context, hook, decision))
+
+    def execute_complete(self, context: Context, event: Any = None) -> dict[str, Any]:
+        """
+        Go on when the trigger has fired: ask the service, deliver what it says, or wait on.
+
+        :param event: what the trigger told. It is a hint; the service is asked again.
+        """
+        try:
+            told = WaitEvent.from_dict(event)
+        except ValueError as error:
+            raise AirflowFailException(f"The sensor was resumed by something that is {error}") from error
+        return self._follow(
+            context,
+            Waiting.resumed(told, poll_interval=self.poke_interval, max_failures=max_failed_queries()),
+        )
+
+    def _follow(self, context: Context, waiting: Waiting) -> dict[str, Any]:
+        with closing(KlingHook(self.kling_conn_id)) as hook:
+            decision = hook.ask_once(waiting)
+            if isinstance(decision, AskAgain):
+                self.log.info("Deferring: the triggerer waits for Kling task %s.", waiting.task_id)
+                self.defer(
+                    trigger=KlingVideoTrigger.of(waiting, kling_conn_id=self.kling_conn_id),
+                    method_name="execute_complete",
+                    timeout=waiting.net(time.time()),
+                )
+            return self._deliver(context, hook, decision)
+
+    def _deliver(self, context: Context, hook: KlingHook, over: Over) -> dict[str, Any]:
+        if over.error is not None:
+            self._fail(over)
+        assert over.task is not None  # noqa: S101 - every outcome without an error has a task
+        KlingVideoLink.push(context, over.task, base_url=hook.settings.base_url)
+        self.log.info("Kling task %s is completed.", over.task.task_id)
+        return video_result(over.task)
+
+    @staticmethod
+    def _fail(over: Over) -> NoReturn:
+        error = over.error
+        assert error is not None  # noqa: S101 - told apart by the caller
+        if over.outcome is Outcome.TIMED_OUT:
+            raise AirflowSensorTimeout(str(error)) from error
+        if isinstance(error, TaskFailedError):
+            # Whether asking again can help is for the task that asked; waiting again cannot.
+            error.retryable = False
+            error.next_step = (
+                "A failed task is not billed. This sensor only waits: run the task that submitted it again."
+            )
+        raise to_airflow(error)
+
+    def _waiting(self, *, deadline: float) -> Waiting:
+        task_id = self.kling_task_id
+        if not isinstance(task_id, str) or task_id.strip() in ("", "None"):
+            raise AirflowFailException(
+                f"kling_task_id is {task_id!r}, not a task id of the service. Does the task that submits push one?"
+            )
+        return Waiting(
+            task_id.strip(),
+            deadline=deadline,
+            poll_interval=self.poke_interval,
+            started=time.time(),
+            max_failures=max_failed_queries(),
+        )

@@ -1,0 +1,289 @@
+"""
+When to ask for a task again and when to stop asking: pure decisions, no I/O.
+
+The operator, the sensor and the trigger feed what they learnt into :class:`Waiting` and do what it says, so that
+they cannot behave differently.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from enum import StrEnum
+from typing import Any, Protocol
+
+import pendulum
+
+from airflow_provider_kling.api.errors import (
+    KlingError,
+    LostContactError,
+    NoResultError,
+    RateLimitedError,
+    TaskTimeoutError,
+)
+from airflow_provider_kling.api.task import TaskState, VideoTask
+
+DEFAULT_POLL_INTERVAL = 10.0
+"""Seconds between two queries. For this service no schedule is more than 8% better than a fixed interval."""
+DEFAULT_TIMEOUT = 3600.0
+"""Seconds from the submission to giving up. One video in ten takes more than 8 minutes."""
+MAX_FAILURES = 5
+"""Failed queries in a row after which contact counts as lost."""
+MAX_ASKS_FOR_LINK = 12
+"""Queries that may find a task completed but without a link, which the service is still writing."""
+JITTER = 0.1
+"""Share of the interval by which each wait is longer or shorter, so that tasks started together spread out."""
+DEFER_NET = timedelta(minutes=10)
+"""How long after the deadline the net behind a deferral lies."""
+NOTE_INTERVAL = 60.0
+"""Seconds between two log lines about a task whose state does not change."""
+
+
+class Outcome(StrEnum):
+    """How a wait ends. These are the reason codes in the trigger's event."""
+
+    COMPLETED = "completed"
+    FAILED = "failed"
+    TIMED_OUT = "timed_out"
+    LOST_CONTACT = "lost_contact"
+    REFUSED = "refused"
+    NO_RESULT = "no_result"
+
+
+@dataclass(frozen=True)
+class Note:
+    """Something worth a line in the task's log."""
+
+    text: str
+    level: int = logging.INFO
+
+
+@dataclass(frozen=True)
+class AskAgain:
+    """
+    The wait goes on.
+
+    :param at: when to ask next, epoch seconds.
+    :param note: what to log, None for nothing.
+    """
+
+    at: float
+    note: Note | None = None
+
+
+@dataclass(frozen=True)
+class Over:
+    """
+    The wait is over.
+
+    :param outcome: how it ended.
+    :param task: the task as last seen.
+    :param error: what to raise; None exactly where the outcome is :attr:`Outcome.COMPLETED`.
+    """
+
+    outcome: Outcome
+    task: VideoTask | None = None
+    error: KlingError | None = None
+
+
+class Waiting:
+    """
+    Decides what follows from each answer about one task.
+
+    :param task_id: the service's task id.
+    :param deadline: when to give up, epoch seconds.
+    :param poll_interval: seconds between two queries.
+    :param started: when the wait began, epoch seconds; times in the log count from here.
+    :param max_failures: failed queries in a row after which contact counts as lost.
+    :param failures: failed queries in a row so far.
+    """
+
+    def __init__(
+        self,
+        task_id: str,
+        *,
+        deadline: float,
+        poll_interval: float = DEFAULT_POLL_INTERVAL,
+        started: float,
+        max_failures: int = MAX_FAILURES,
+        failures: int = 0,
+    ) -> None:
+        self.task_id = task_id
+        self.deadline = deadline
+        self.poll_interval = poll_interval
+        self.started = started
+        self._max_failures = max_failures
+        self._failures = failures
+        self._asks_for_link = 0
+        self._warned_of_state = False
+        self._noted_state: str | None = None
+        self._noted_at = started
+
+    @classmethod
+    def resumed(cls, event: WaitEvent, *, poll_interval: float, max_failures: int = MAX_FAILURES) -> Waiting:
+        """
+        Take up the wait that a trigger ended. Where it had lost contact, one more failure is the last.
+
+        :param poll_interval: seconds between two queries.
+        :param max_failures: failed queries in a row after which contact counts as lost.
+        """
+        return cls(
+            event.kling_task_id,
+            deadline=event.deadline,
+            poll_interval=poll_interval,
+            started=event.submitted_at,
+            max_failures=max_failures,
+            failures=max_failures - 1 if event.outcome is Outcome.LOST_CONTACT else 0,
+        )
+
+    def net(self, now: float) -> timedelta:
+        """Return the time from now after which Airflow itself ends a deferred task whose trigger never fires."""
+        return timedelta(seconds=max(0.0, self.deadline - now)) + DEFER_NET
+
+    def begin(self, now: float) -> AskAgain:
+        """Decide when to ask first: one interval from now, or at the deadline where that is earlier."""
+        return self._ask_again(now)
+
+    def on_task(self, task: VideoTask, now: float) -> AskAgain | Over:
+        """Decide what follows from an answer."""
+        self._failures = 0
+        if task.state is TaskState.FAILED:
+            return Over(Outcome.FAILED, task, task.failure())
+        if task.state is TaskState.COMPLETED:
+            return self._on_completed(task, now)
+        if now >= self.deadline:
+            return self._timed_out(task)
+        return replace(self._ask_again(now), note=self._note_of_progress(task, now))
+
+    def on_error(self, error: KlingError, now: float) -> AskAgain | Over:
+        """
+        Decide what follows from a failed query: it is not a failed video.
+
+        A service that asks for patience (429) is not out of contact, so that does not count as a failure.
+        """
+        if not error.retryable:
+            return Over(Outcome.REFUSED, error=error)
+        if now >= self.deadline:
+            return self._timed_out(None, last_error=error)
+        if not isinstance(error, RateLimitedError):
+            self._failures += 1
+        if self._failures >= self._max_failures:
+            return Over(
+                Outcome.LOST_CONTACT,
+                error=LostContactError(
+                    f"Task {self.task_id}: {self._failures} queries in a row failed, the last with: {error}",
+                    task_id=self.task_id,
+                ),
+            )
+        again = self._ask_again(now, at_least=error.retry_after or 0)
+        text = f"Task {self.task_id} could not be asked for: {error} Asking again in {again.at - now:.0f} s."
+        return replace(again, note=Note(text, logging.WARNING))
+
+    def _on_completed(self, task: VideoTask, now: float) -> AskAgain | Over:
+        if task.result_urls:
+            return Over(Outcome.COMPLETED, task)
+        self._asks_for_link += 1
+        if self._asks_for_link >= MAX_ASKS_FOR_LINK:
+            return Over(
+                Outcome.NO_RESULT,
+                task,
+                NoResultError(
+                    f"Task {self.task_id} is completed, but {self._asks_for_link} answers held no link",
+                    task_id=self.task_id,
+                ),
+            )
+        return AskAgain(
+            now + self._interval(),
+            Note(f"Task {self.task_id} is completed; its link is not there yet.")
+            if self._asks_for_link == 1
+            else None,
+        )
+
+    def _timed_out(self, task: VideoTask | None, last_error: KlingError | None = None) -> Over:
+        until = pendulum.from_timestamp(self.deadline).to_iso8601_string()
+        what = f"Task {self.task_id} was not over at its deadline, {until}"
+        if task is not None:
+            what += f"; its state is {task.service_state or task.state}"
+        if last_error is not None:
+            what += f"; the last query failed: {last_error.what}"
+        return Over(Outcome.TIMED_OUT, task, TaskTimeoutError(what, task_id=self.task_id))
+
+    def _ask_again(self, now: float, *, at_least: float = 0) -> AskAgain:
+        at = now + max(self._interval(), at_least)
+        # The last query is at the deadline itself, so that a video completed just before it is not given up.
+        return AskAgain(max(now, min(at, self.deadline)))
+
+    def _interval(self) -> float:
+        return self.poll_interval * random.uniform(1 - JITTER, 1 + JITTER)  # noqa: S311
+
+    def _note_of_progress(self, task: VideoTask, now: float) -> Note | None:
+        state = task.service_state or task.state.value
+        elapsed = pendulum.duration(seconds=int(now - self.started)).in_words()
+        if not task.has_known_state and not self._warned_of_state:
+            self._warned_of_state = True
+            note = Note(
+                f"Task {self.task_id} is in state {state!r}, which this package does not know; it counts as running.",
+                logging.WARNING,
+            )
+        elif state != self._noted_state:
+            note = Note(f"Task {self.task_id} is {state} ({elapsed or '0 seconds'} so far).")
+        elif now - self._noted_at >= NOTE_INTERVAL:
+            note = Note(f"Task {self.task_id} is still {state} ({elapsed} so far).")
+        else:
+            return None
+        self._noted_state, self._noted_at = state, now
+        return note
+
+
+@dataclass(frozen=True, kw_only=True)
+class WaitEvent:
+    """
+    What the trigger tells the task that waits: which task is over, and how, as a reason code.
+
+    It is a hint. Whoever receives it asks the service again.
+    """
+
+    kling_task_id: str
+    outcome: Outcome
+    deadline: float
+    submitted_at: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the event's payload: plain JSON."""
+        return {
+            "kling_task_id": self.kling_task_id,
+            "outcome": self.outcome.value,
+            "deadline": self.deadline,
+            "submitted_at": self.submitted_at,
+        }
+
+    @classmethod
+    def from_dict(cls, payload: Any) -> WaitEvent:
+        """
+        Read an event's payload.
+
+        :raises ValueError: where it names no task or no known outcome: a missing event is not a success.
+        """
+        try:
+            task_id, outcome = payload["kling_task_id"], Outcome(payload["outcome"])
+            deadline, submitted_at = float(payload["deadline"]), float(payload["submitted_at"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"not an event of KlingVideoTrigger: {str(payload)[:200]}") from error
+        if not isinstance(task_id, str) or not task_id:
+            raise ValueError(f"not an event of KlingVideoTrigger: {str(payload)[:200]}")
+        return cls(kling_task_id=task_id, outcome=outcome, deadline=deadline, submitted_at=submitted_at)
+
+
+class TaskLog(Protocol):
+    """What both the standard library's loggers and Airflow's can do."""
+
+    def log(self, level: int, msg: str, /, *args: Any) -> Any:
+        """Write a line."""
+
+
+def note_to(log: TaskLog, decision: AskAgain | Over) -> None:
+    """Write a decision's note, if it has one."""
+    if isinstance(decision, AskAgain) and decision.note is not None:
+        log.log(decision.note.level, "%s", decision.note.text)
