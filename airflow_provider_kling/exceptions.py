@@ -1,0 +1,74 @@
+"""The errors that a Dag author meets, and how each of them ends an Airflow task."""
+
+from __future__ import annotations
+
+from airflow.providers.common.compat.sdk import AirflowFailException
+
+from airflow_provider_kling.api.errors import (
+    BadRequestError,
+    ConnectionLookupError,
+    ConnectionSettingsError,
+    DownloadError,
+    InvalidInputError,
+    InvalidRequestError,
+    KeyRefusedError,
+    KlingError,
+    KlingTaskError,
+    LostContactError,
+    ModerationError,
+    NoCreditsError,
+    NoResultError,
+    RateLimitedError,
+    ResultExpiredError,
+    ServiceError,
+    ServiceUnavailableError,
+    TaskFailedError,
+    TaskNotFoundError,
+    TaskTimeoutError,
+    TooManyTasksError,
+    UnknownSubmissionError,
+    UnreachableError,
+    UnreadableAnswerError,
+)
+
+__all__ = [
+    "BadRequestError",
+    "ConnectionLookupError",
+    "ConnectionSettingsError",
+    "DownloadError",
+    "InvalidInputError",
+    "InvalidRequestError",
+    "KeyRefusedError",
+    "KlingError",
+    "KlingTaskError",
+    "LostContactError",
+    "ModerationError",
+    "NoCreditsError",
+    "NoResultError",
+    "RateLimitedError",
+    "ResultExpiredError",
+    "ServiceError",
+    "ServiceUnavailableError",
+    "TaskFailedError",
+    "TaskNotFoundError",
+    "TaskTimeoutError",
+    "TooManyTasksError",
+    "UnknownSubmissionError",
+    "UnreachableError",
+    "UnreadableAnswerError",
+    "to_airflow",
+]
+
+
+def to_airflow(error: KlingError) -> Exception:
+    """
+    Return what a task should raise for an error.
+
+    :return: the error itself where another attempt can help, so that Airflow retries; else an
+        ``AirflowFailException`` with the same text, raised ``from`` the error, which ends the task at once.
+    """
+    if error.retryable:
+        return error
+    failure = AirflowFailException(str(error))
+    failure.__cause__ = error
+    return failure
