@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from airflow.providers.common.compat.sdk import AirflowFailException
 
 from airflow_provider_kling.api.errors import (
@@ -56,6 +59,7 @@ __all__ = [
     "UnknownSubmissionError",
     "UnreachableError",
     "UnreadableAnswerError",
+    "raising_to_airflow",
     "to_airflow",
 ]
 
@@ -72,3 +76,12 @@ def to_airflow(error: KlingError) -> Exception:
     failure = AirflowFailException(str(error))
     failure.__cause__ = error
     return failure
+
+
+@contextmanager
+def raising_to_airflow() -> Iterator[None]:
+    """Turn each error of this package that leaves the block into what a task should raise."""
+    try:
+        yield
+    except KlingError as error:
+        raise to_airflow(error)  # noqa: B904 - it has its cause, or is the error itself

@@ -98,6 +98,7 @@ class Waiting:
     :param started: when the wait began, epoch seconds; times in the log count from here.
     :param max_failures: failed queries in a row after which contact counts as lost.
     :param failures: failed queries in a row so far.
+    :param asks_for_link: queries so far that found the task completed but without a link.
     """
 
     def __init__(
@@ -109,6 +110,7 @@ class Waiting:
         started: float,
         max_failures: int = MAX_FAILURES,
         failures: int = 0,
+        asks_for_link: int = 0,
     ) -> None:
         self.task_id = task_id
         self.deadline = deadline
@@ -116,7 +118,7 @@ class Waiting:
         self.started = started
         self._max_failures = max_failures
         self._failures = failures
-        self._asks_for_link = 0
+        self._asks_for_link = asks_for_link
         self._warned_of_state = False
         self._noted_state: str | None = None
         self._noted_at = started
@@ -124,7 +126,7 @@ class Waiting:
     @classmethod
     def resumed(cls, event: WaitEvent, *, poll_interval: float, max_failures: int = MAX_FAILURES) -> Waiting:
         """
-        Take up the wait that a trigger ended. Where it had lost contact, one more failure is the last.
+        Take up the wait that a trigger ended. What made it give up needs to happen only once more.
 
         :param poll_interval: seconds between two queries.
         :param max_failures: failed queries in a row after which contact counts as lost.
@@ -136,6 +138,7 @@ class Waiting:
             started=event.submitted_at,
             max_failures=max_failures,
             failures=max_failures - 1 if event.outcome is Outcome.LOST_CONTACT else 0,
+            asks_for_link=MAX_ASKS_FOR_LINK - 1 if event.outcome is Outcome.NO_RESULT else 0,
         )
 
     def net(self, now: float) -> timedelta:
@@ -220,7 +223,7 @@ class Waiting:
 
     def _note_of_progress(self, task: VideoTask, now: float) -> Note | None:
         state = task.service_state or task.state.value
-        elapsed = pendulum.duration(seconds=int(now - self.started)).in_words()
+        elapsed = pendulum.duration(seconds=max(1, int(now - self.started))).in_words()
         if not task.has_known_state and not self._warned_of_state:
             self._warned_of_state = True
             note = Note(
@@ -228,7 +231,7 @@ class Waiting:
                 logging.WARNING,
             )
         elif state != self._noted_state:
-            note = Note(f"Task {self.task_id} is {state} ({elapsed or '0 seconds'} so far).")
+            note = Note(f"Task {self.task_id} is {state} ({elapsed} so far).")
         elif now - self._noted_at >= NOTE_INTERVAL:
             note = Note(f"Task {self.task_id} is still {state} ({elapsed} so far).")
         else:

@@ -21,7 +21,7 @@ with DAG(
     tags=["kling", "example"],
     default_args={"retry_delay": timedelta(minutes=5)},
     doc_md=__doc__,
-):
+) as dag:
 
     @task
     def todays_ideas() -> list[dict[str, Any]]:

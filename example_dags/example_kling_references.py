@@ -21,7 +21,7 @@ with DAG(
         "clip": Param("https://example.com/street.mp4", type="string"),
     },
     doc_md=__doc__,
-):
+) as dag:
     KlingGenerateVideoOperator(
         task_id="from_frame_to_frame",
         prompt="The door of <<<image_1>>> opens slowly until it looks like <<<image_2>>>",

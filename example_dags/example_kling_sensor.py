@@ -13,7 +13,7 @@ with DAG(
     catchup=False,
     tags=["kling", "example"],
     doc_md=__doc__,
-):
+) as dag:
     submit = KlingGenerateVideoOperator(
         task_id="submit",
         prompt="A paper boat on a rain puddle, macro",

@@ -12,7 +12,7 @@ with DAG(
     catchup=False,
     tags=["kling", "example"],
     doc_md=__doc__,
-):
+) as dag:
     KlingGenerateVideoOperator(
         task_id="three_shots",
         model="kling-v3-omni",

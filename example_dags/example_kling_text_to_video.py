@@ -25,7 +25,7 @@ with DAG(
         "folder": Param("kling_videos", type="string", description="Where the file is kept."),
     },
     doc_md=__doc__,
-):
+) as dag:
     make_video = KlingGenerateVideoOperator(
         task_id="make_video",
         prompt="{{ params.prompt }}",

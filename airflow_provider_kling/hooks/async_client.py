@@ -5,20 +5,32 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import AsyncIterator
+from collections.abc import Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import aiohttp
 from airflow.providers.common.compat.connection import get_async_connection, get_async_extra_dejson
 
-from airflow_provider_kling.api.errors import error_for_transport
+from airflow_provider_kling.api.errors import (
+    KeyRefusedError,
+    ServiceError,
+    UnreachableError,
+    UnreadableAnswerError,
+    error_for_transport,
+)
 from airflow_provider_kling.api.protocol import ApiAnswer, ApiCall, query_call, read_task
 from airflow_provider_kling.hooks.settings import ConnectionSettings, lookup_error, user_agent
 
 if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import Connection
+
     from airflow_provider_kling.api.task import VideoTask
+
+MAX_CONNECTIONS = 100
+"""Queries under way at once, each on a connection of its own. The others wait for their turn."""
 
 
 class AsyncKlingClient:
@@ -31,9 +43,13 @@ class AsyncKlingClient:
 
     def __init__(self, settings: ConnectionSettings, tls: ssl.SSLContext | bool) -> None:
         self.settings = settings
+        self.may_be_outdated = False
+        """True once the service answered as it does where the connection is wrong."""
         self._proxy = settings.proxy
+        # The session has such a limit too, but counts the wait for a turn as time that the service takes.
+        self._turns = asyncio.Semaphore(MAX_CONNECTIONS)
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(ssl=tls),
+            connector=aiohttp.TCPConnector(ssl=tls, limit=MAX_CONNECTIONS),
             headers={"User-Agent": user_agent(), "Authorization": f"Bearer {settings.key}"},
             timeout=aiohttp.ClientTimeout(
                 total=settings.connect_timeout + settings.read_timeout,
@@ -55,9 +71,7 @@ class AsyncKlingClient:
             extra = await get_async_extra_dejson(connection)
         except Exception as error:
             raise lookup_error(conn_id, error) from error
-        settings = ConnectionSettings.from_connection(connection, extra)
-        # A CA bundle is read from a file, so not in the event loop.
-        return cls(settings, await asyncio.to_thread(settings.tls))
+        return cls(*await asyncio.to_thread(_read, connection, extra))
 
     async def get_task(self, task_id: str) -> VideoTask:
         """
@@ -66,7 +80,11 @@ class AsyncKlingClient:
         :raises ServiceError: where there was no usable answer.
         """
         call = query_call(task_id)
-        return read_task(call, await self._send(call))
+        try:
+            return read_task(call, await self._send(call))
+        except (KeyRefusedError, UnreachableError, UnreadableAnswerError):
+            self.may_be_outdated = True
+            raise
 
     async def close(self) -> None:
         """Close the session."""
@@ -74,18 +92,48 @@ class AsyncKlingClient:
 
     async def _send(self, call: ApiCall) -> ApiAnswer:
         try:
-            async with self._session.request(
-                call.method, self.settings.base_url + call.path, params=dict(call.params), proxy=self._proxy
-            ) as response:
+            async with (
+                self._turns,
+                self._session.request(
+                    call.method,
+                    self.settings.base_url + call.path,
+                    params=dict(call.params),
+                    proxy=self._proxy,
+                ) as response,
+            ):
                 return ApiAnswer(response.status, response.headers, await response.read())
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
-            raise error_for_transport(
-                call.operation,
-                str(error) or type(error).__name__,
-                sent=not isinstance(error, (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)),
-                tls=isinstance(error, aiohttp.ClientSSLError),
-                task_id=call.task_id,
-            ) from error
+            failure = _error_for(call, error)
+        raise failure
+
+
+def _error_for(call: ApiCall, error: Exception) -> ServiceError:
+    failure = error_for_transport(
+        call.operation,
+        str(error) or type(error).__name__,
+        sent=not isinstance(error, _NEVER_CONNECTED),
+        tls=isinstance(error, aiohttp.ClientSSLError),
+        task_id=call.task_id,
+    )
+    # The arguments of a ClientResponseError hold the request's headers, and so the key.
+    failure.__cause__ = None if isinstance(error, aiohttp.ClientResponseError) else error
+    return failure
+
+
+_NEVER_CONNECTED = (
+    aiohttp.ClientConnectorError,
+    aiohttp.ConnectionTimeoutError,
+    aiohttp.ClientHttpProxyError,
+    aiohttp.InvalidURL,
+)
+
+
+def _read(
+    connection: Connection, extra: Mapping[str, Any]
+) -> tuple[ConnectionSettings, ssl.SSLContext | bool]:
+    # Not in the event loop: a CA bundle is read from a file, and a proxy's password is masked by a call to Airflow.
+    settings = ConnectionSettings.from_connection(connection, extra)
+    return settings, settings.tls()
 
 
 @dataclass
@@ -103,13 +151,16 @@ async def shared_client(conn_id: str) -> AsyncIterator[AsyncKlingClient]:
     """
     Give the client of a connection that all users in this event loop share.
 
-    The first one in looks the connection up, the last one out closes the session.
+    The first one in looks the connection up, the last one out closes the session. Where the service answers as if
+    the connection were wrong, it is looked up again for those who come next: it may have been corrected.
 
     :raises ConnectionSettingsError: where there is no such connection or it cannot be used.
     :raises ConnectionLookupError: where Airflow could not be asked.
     """
     of_loop = _shared.setdefault(asyncio.get_running_loop(), {})
-    entry = of_loop.setdefault(conn_id, _Shared())
+    entry = of_loop.get(conn_id)
+    if entry is None or (entry.client is not None and entry.client.may_be_outdated):
+        entry = of_loop[conn_id] = _Shared()
     entry.users += 1
     try:
         async with entry.lock:
@@ -119,6 +170,7 @@ async def shared_client(conn_id: str) -> AsyncIterator[AsyncKlingClient]:
     finally:
         entry.users -= 1
         if entry.users == 0:
-            del of_loop[conn_id]
+            if of_loop.get(conn_id) is entry:
+                del of_loop[conn_id]
             if entry.client is not None:
                 await entry.client.close()

@@ -41,6 +41,7 @@ from airflow_provider_kling.api.protocol import (
     record_call,
     upload_call,
 )
+from airflow_provider_kling.config import max_failed_queries
 from airflow_provider_kling.hooks.settings import (
     DEFAULT_CONN_ID,
     MAX_PATIENCE,
@@ -204,7 +205,13 @@ class KlingHook(BaseHook):
         """
         now = time.time()
         over = self.wait_until_over(
-            Waiting(task_id, deadline=now + timeout, poll_interval=poll_interval, started=now)
+            Waiting(
+                task_id,
+                deadline=now + timeout,
+                poll_interval=poll_interval,
+                started=now,
+                max_failures=max_failed_queries(),
+            )
         )
         if over.error is not None:
             raise over.error

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 
@@ -65,14 +67,25 @@ class ConnectionSettings:
         """
         Make what checks the service's certificate, in the form that ``aiohttp`` takes.
 
+        It trusts what ``requests`` trusts, so that the triggerer gets on wherever a worker does.
+
         :raises ConnectionSettingsError: where the CA bundle cannot be read.
         """
-        if isinstance(self.verify, bool):
-            return self.verify
+        from requests.utils import DEFAULT_CA_BUNDLE_PATH
+
+        if self.verify is False:
+            return False
+        bundle = self.verify
+        if bundle is True:
+            of_environment = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE")
+            bundle = of_environment or DEFAULT_CA_BUNDLE_PATH
         try:
-            return ssl.create_default_context(cafile=self.verify)
+            is_directory = Path(bundle).is_dir()
+            return ssl.create_default_context(
+                cafile=None if is_directory else bundle, capath=bundle if is_directory else None
+            )
         except (OSError, ValueError) as error:
-            raise _unusable(self.conn_id, "ca_bundle", f"{self.verify!r} cannot be read: {error}") from error
+            raise _unusable(self.conn_id, "ca_bundle", f"{bundle!r} cannot be read: {error}") from error
 
     @classmethod
     def from_connection(cls, connection: Connection, extra: Mapping[str, Any]) -> ConnectionSettings:
@@ -84,6 +97,8 @@ class ConnectionSettings:
         :raises ConnectionSettingsError: where the key is missing or something is unusable.
         """
         conn_id = connection.conn_id
+        if not isinstance(extra, Mapping):
+            raise _unusable(conn_id, "extra", "it is not a JSON object")
         try:
             base_url = normalise_base_url(_url(connection))
         except ValueError as error:
@@ -104,9 +119,17 @@ class ConnectionSettings:
 
 
 def lookup_error(conn_id: str, error: Exception) -> ConnectionSettingsError | ConnectionLookupError:
-    """Tell apart a connection that is not defined from one that could not be looked up."""
+    """
+    Tell apart a connection that is not defined from one that could not be looked up, as far as Airflow does.
+
+    Airflow says "not defined" also where its API server or its database could not be asked, so that may pass.
+    """
     if isinstance(error, AirflowNotFoundException):
-        return ConnectionSettingsError(f"There is no connection {conn_id!r}", next_step=_how_to_set(conn_id))
+        return ConnectionSettingsError(
+            f"There is no connection {conn_id!r}, or Airflow could not look it up",
+            next_step=f"{_how_to_set(conn_id)} A retry looks it up again.",
+            retryable=True,
+        )
     return ConnectionLookupError(f"Airflow could not be asked for connection {conn_id!r}: {error}")
 
 
@@ -167,7 +190,7 @@ def _seconds(extra: Mapping[str, Any], name: str, default: float, conn_id: str) 
         return default
     try:
         seconds = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         seconds = -1
     if not 0 < seconds <= 3600 or isinstance(value, bool):
         raise _unusable(conn_id, name, f"{value!r} is not a number of seconds above 0, up to 3600")

@@ -32,9 +32,12 @@ class KlingClient:
     Asks the service from a thread, over sessions that it keeps.
 
     :param settings: how to reach the service.
+    :raises ConnectionSettingsError: where the CA bundle cannot be read.
     """
 
     def __init__(self, settings: ConnectionSettings) -> None:
+        if isinstance(settings.verify, str):
+            settings.tls()  # tells of an unreadable CA bundle now: at a call it would pass for a fault of the network
         self.settings = settings
         self._sessions: dict[bool, requests.Session] = {}
 
@@ -70,12 +73,13 @@ class KlingClient:
                 files=files,
                 headers={"Content-Type": "application/json"} if body is not None else None,
                 timeout=timeout or self._timeout,
-                # Given here and not to the session, where REQUESTS_CA_BUNDLE would beat it.
+                # Given here and not to the session, where the environment would beat them.
                 verify=self.settings.verify,
+                proxies=dict(self.settings.proxies),
                 # A redirected POST could be made twice, or turn into a GET.
                 allow_redirects=call.method == "GET",
             )
-        except (requests.RequestException, OSError) as error:
+        except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
             raise error_for_transport(
                 call.operation,
                 str(_cause(error)) or type(error).__name__,
@@ -98,9 +102,9 @@ class KlingClient:
         return self._sessions[retries]
 
     def _keyless_session(self, *, retries: bool) -> requests.Session:
-        session = requests.Session()
+        session = _Session()
         session.headers["User-Agent"] = user_agent()
-        session.proxies.update(self.settings.proxies)
+        session.auth = _no_auth
         adapter = HTTPAdapter(max_retries=_retry() if retries else Retry(0, read=False))
         session.mount("https://", adapter)
         session.mount("http://", adapter)
@@ -119,7 +123,13 @@ class KlingClient:
         try:
             with (
                 self._keyless_session(retries=True) as session,
-                session.get(url, stream=True, timeout=self._timeout, verify=self.settings.verify) as response,
+                session.get(
+                    url,
+                    stream=True,
+                    timeout=self._timeout,
+                    verify=self.settings.verify,
+                    proxies=dict(self.settings.proxies),
+                ) as response,
             ):
                 if response.status_code in (403, 404, 410):
                     raise ResultExpiredError(f"The link {shown} is dead", code=response.status_code)
@@ -129,7 +139,7 @@ class KlingClient:
                         f"The link {shown} does not give a video but {media_type or 'nothing'}",
                         code=response.status_code,
                     )
-                yield response.iter_content(CHUNK_BYTES)
+                yield _chunks(response, shown)
         except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
             raise DownloadError(f"The video at {shown} could not be read: {_cause(error)}") from error
 
@@ -138,8 +148,32 @@ class KlingClient:
         return (self.settings.connect_timeout, self.settings.read_timeout)
 
 
+def _chunks(response: requests.Response, shown: str) -> Iterator[bytes]:
+    is_empty = True
+    for chunk in response.iter_content(CHUNK_BYTES):
+        is_empty = False
+        yield chunk
+    if is_empty:
+        raise DownloadError(f"The file at {shown} is empty")
+
+
+class _Session(requests.Session):
+    """Takes nothing from ``.netrc`` when it follows a redirect, and leaves the key behind with the host."""
+
+    def rebuild_auth(
+        self, prepared_request: requests.PreparedRequest, response: requests.Response
+    ) -> None:
+        if self.should_strip_auth(str(response.request.url), str(prepared_request.url)):
+            prepared_request.headers.pop("Authorization", None)
+
+
+def _no_auth(request: requests.PreparedRequest) -> requests.PreparedRequest:
+    """Send no key, and nothing from ``.netrc`` in its place: a signed link beside a key is refused."""
+    return request
+
+
 class _BearerAuth(AuthBase):
-    """Sends the key. As an auth object it beats ``.netrc`` and is left out when a redirect leaves the host."""
+    """Sends the key. An auth object beats ``.netrc``, a header does not."""
 
     def __init__(self, key: str) -> None:
         self._key = key
@@ -180,6 +214,10 @@ class _WatchedBody:
 class _PatientRetry(Retry):
     """Repeats GETs, but holds no worker for a Retry-After beyond :data:`MAX_PATIENCE`."""
 
+    def get_retry_after(self, response: urllib3.BaseHTTPResponse) -> float | None:
+        """Read the header as all of this package does; urllib3 raises where it cannot read it."""
+        return retry_after_seconds(response.headers)
+
     def increment(self, *args: Any, **kwargs: Any) -> _PatientRetry:
         response = kwargs.get("response")
         asked = retry_after_seconds(response.headers) if response is not None else None
@@ -204,6 +242,7 @@ _NEVER_CONNECTED = (
     urllib3.exceptions.ConnectTimeoutError,
     urllib3.exceptions.SSLError,
     urllib3.exceptions.ProxyError,
+    urllib3.exceptions.LocationValueError,
 )
 
 

@@ -1,0 +1,97 @@
+"""
+Runs operators in this process the way Airflow does: deferrals included, each resumption in a fresh operator.
+
+Only Airflow's own part is stood in for here; the service is the emulator.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from airflow.providers.common.compat.sdk import TaskDeferred
+
+
+@dataclass
+class TaskInstance:
+    """As much of Airflow's task instance as operators use."""
+
+    dag_id: str = "dag"
+    run_id: str = "manual__2026-11-22"
+    task_id: str = "task"
+    map_index: int = -1
+    try_number: int = 1
+    xcoms: dict[str, Any] = field(default_factory=dict)
+
+    def xcom_push(self, key: str, value: Any, **_: Any) -> None:
+        self.xcoms[key] = value
+
+
+@dataclass
+class TaskRun:
+    """What came of one attempt."""
+
+    ti: TaskInstance
+    result: Any = None
+    error: BaseException | None = None
+    events: list[dict[str, Any]] = field(default_factory=list)
+    deferrals: list[TaskDeferred] = field(default_factory=list)
+
+    def value(self) -> Any:
+        if self.error is not None:
+            raise self.error
+        return self.result
+
+
+def run_task(
+    make: Callable[[], Any],
+    *,
+    ti: TaskInstance | None = None,
+    context: dict[str, Any] | None = None,
+    between: Callable[[], Any] | None = None,
+) -> TaskRun:
+    """
+    Run one attempt of a task to its end.
+
+    :param make: makes the operator; called anew for each resumption, as Airflow does.
+    :param between: called while the task is deferred, before its trigger runs.
+    """
+    run = TaskRun(ti or TaskInstance())
+    run.ti.xcoms.clear()
+    full_context = {"ti": run.ti, "task_instance": run.ti, **(context or {})}
+    call: Callable[..., Any] = make().execute
+    kwargs: dict[str, Any] = {}
+    try:
+        while True:
+            try:
+                run.result = call(full_context, **kwargs)
+                return run
+            except TaskDeferred as deferral:
+                run.deferrals.append(deferral)
+                if between:
+                    between()
+                event = fire(deferral.trigger)
+                run.events.append(event)
+                call = getattr(make(), deferral.method_name)
+                kwargs = {"event": event, **(deferral.kwargs or {})}
+    except Exception as error:
+        run.error = error
+        return run
+
+
+def fire(trigger: Any) -> Any:
+    """Run a trigger as the triggerer does: made anew from what is stored of it, to its first event."""
+    path, arguments = trigger.serialize()
+    module, _, name = path.rpartition(".")
+    revived = getattr(importlib.import_module(module), name)(**copy.deepcopy(arguments))
+
+    async def first_event() -> Any:
+        async for event in revived.run():
+            return event.payload
+        raise AssertionError("the trigger ended without an event")
+
+    return asyncio.run(first_event())
