@@ -81,6 +81,17 @@ def get_provider_info() -> dict[str, Any]:
             "kling": {
                 "description": "Settings of the provider for Kling Omni-Video.",
                 "options": {
+                    "ledger_path": {
+                        "description": (
+                            "Directory on local disk or object storage, shared by all workers, where submissions are "
+                            "remembered so that no retry buys a video twice. Needed before Airflow 3.3; from then on "
+                            "it takes the place of Airflow's own task state store.\n"
+                        ),
+                        "version_added": "0.1.0",
+                        "type": "string",
+                        "example": "s3://conn_id@bucket/kling-ledger",
+                        "default": None,
+                    },
                     "max_failed_queries": {
                         "description": (
                             "How many queries about a video may fail in a row before contact with the service "

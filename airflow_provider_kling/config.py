@@ -19,3 +19,8 @@ def max_failed_queries() -> int:
     if number < 1:
         raise AirflowConfigException(f"[{SECTION}] max_failed_queries must be above 0; it is {number}")
     return number
+
+
+def ledger_path() -> str | None:
+    """Return the directory of the file ledger, on local disk or object storage; None where none is set."""
+    return conf.get(SECTION, "ledger_path", fallback=None) or None

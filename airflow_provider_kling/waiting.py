@@ -8,6 +8,7 @@ they cannot behave differently.
 from __future__ import annotations
 
 import logging
+import math
 import random
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -122,6 +123,7 @@ class Waiting:
         self._warned_of_state = False
         self._noted_state: str | None = None
         self._noted_at = started
+        self._noted_trouble_at: float | None = None
 
     @classmethod
     def resumed(cls, event: WaitEvent, *, poll_interval: float, max_failures: int = MAX_FAILURES) -> Waiting:
@@ -181,8 +183,7 @@ class Waiting:
                 ),
             )
         again = self._ask_again(now, at_least=error.retry_after or 0)
-        text = f"Task {self.task_id} could not be asked for: {error} Asking again in {again.at - now:.0f} s."
-        return replace(again, note=Note(text, logging.WARNING))
+        return replace(again, note=self._note_of_trouble(error, now, again.at))
 
     def _on_completed(self, task: VideoTask, now: float) -> AskAgain | Over:
         if task.result_urls:
@@ -197,8 +198,9 @@ class Waiting:
                     task_id=self.task_id,
                 ),
             )
+        # The deadline is for the video, and that is made. A long interval would only outlast the net behind a deferral.
         return AskAgain(
-            now + self._interval(),
+            now + min(self._interval(), DEFAULT_POLL_INTERVAL),
             Note(f"Task {self.task_id} is completed; its link is not there yet.")
             if self._asks_for_link == 1
             else None,
@@ -220,6 +222,15 @@ class Waiting:
 
     def _interval(self) -> float:
         return self.poll_interval * random.uniform(1 - JITTER, 1 + JITTER)  # noqa: S311
+
+    def _note_of_trouble(self, error: KlingError, now: float, next_at: float) -> Note | None:
+        if self._noted_trouble_at is not None and now - self._noted_trouble_at < NOTE_INTERVAL:
+            return None
+        self._noted_trouble_at = self._noted_at = now
+        return Note(
+            f"Task {self.task_id} could not be asked for: {error} Asking again in {next_at - now:.0f} s.",
+            logging.WARNING,
+        )
 
     def _note_of_progress(self, task: VideoTask, now: float) -> Note | None:
         state = task.service_state or task.state.value
@@ -277,6 +288,40 @@ class WaitEvent:
         if not isinstance(task_id, str) or not task_id:
             raise ValueError(f"not an event of KlingVideoTrigger: {str(payload)[:200]}")
         return cls(kling_task_id=task_id, outcome=outcome, deadline=deadline, submitted_at=submitted_at)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PauseEvent:
+    """
+    What a task that pauses for a busy service tells itself.
+
+    :param deadline: until when the video is waited for, epoch seconds.
+    :param attempt_ends_at: when Airflow's ``execution_timeout`` for this attempt is over, epoch seconds.
+    """
+
+    deadline: float
+    attempt_ends_at: float = math.inf
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the event's payload: plain JSON, which knows no infinity."""
+        ends_at = None if math.isinf(self.attempt_ends_at) else self.attempt_ends_at
+        return {"deadline": self.deadline, "attempt_ends_at": ends_at}
+
+    @classmethod
+    def from_dict(cls, payload: Any) -> PauseEvent:
+        """
+        Read an event's payload.
+
+        :raises ValueError: where it is none.
+        """
+        try:
+            ends_at = payload["attempt_ends_at"]
+            return cls(
+                deadline=float(payload["deadline"]),
+                attempt_ends_at=math.inf if ends_at is None else float(ends_at),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"not an event of KlingPauseTrigger: {str(payload)[:200]}") from error
 
 
 class TaskLog(Protocol):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import importlib
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -95,3 +96,26 @@ def fire(trigger: Any) -> Any:
         raise AssertionError("the trigger ended without an event")
 
     return asyncio.run(first_event())
+
+
+@dataclass
+class TaskStateStore:
+    """Airflow's task state store (3.3) as one attempt sees it; attempts of a task instance share ``values``."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+    is_superseded: bool = False
+    is_down: bool = False
+
+    def get(self, key: str, default: Any = None) -> Any:
+        if self.is_down:
+            raise RuntimeError("API_SERVER_ERROR")
+        # Airflow answers the read of a superseded attempt as if there were nothing.
+        return default if self.is_superseded else copy.deepcopy(self.values.get(key, default))
+
+    def set(self, key: str, value: Any, *, retention: Any = None) -> None:
+        if self.is_down or self.is_superseded:
+            raise RuntimeError("API_SERVER_ERROR: 404")
+        self.values[key] = json.loads(json.dumps(value))
+
+    def delete(self, key: str) -> None:
+        self.values.pop(key, None)

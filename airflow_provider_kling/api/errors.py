@@ -137,14 +137,14 @@ class ServiceError(KlingError):
 class BadRequestError(ServiceError):
     """The service refused a parameter (400)."""
 
-    default_next_step = "Nothing was billed. Correct the request; a retry cannot help."
+    default_next_step = "Correct the request; a retry cannot help."
 
 
 class KeyRefusedError(ServiceError):
     """The service refused the key (401, 403)."""
 
     default_next_step = (
-        "Nothing was billed. Put a valid key into the connection's password, then clear the task."
+        "Put a valid key into the connection's password, then clear the task."
     )
 
 
@@ -152,7 +152,7 @@ class NoCreditsError(ServiceError):
     """The account has too few credits (402)."""
 
     default_next_step = (
-        "Nothing was billed. Top up the account at https://apimodels.app, then clear the task; "
+        "Top up the account at https://apimodels.app, then clear the task; "
         "a retry before that cannot help."
     )
 
@@ -170,7 +170,7 @@ class RateLimitedError(ServiceError):
     """Too many requests, or too many tasks at once (429, or upstream code 1303). Nothing was created."""
 
     default_retryable = True
-    default_next_step = "Nothing was billed. The call can be made again a little later."
+    default_next_step = "The call can be made again a little later."
 
 
 class ServiceUnavailableError(ServiceError):
@@ -349,6 +349,8 @@ def error_for_status(
     )
     if error_class is UnreadableAnswerError:
         error.retryable = False
+    if operation is Operation.CREATE and not error.outcome_unknown:
+        error.next_step = f"Nothing was billed. {error.next_step}"
     return error
 
 

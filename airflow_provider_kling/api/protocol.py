@@ -166,7 +166,7 @@ def read_cost(call: ApiCall, answer: ApiAnswer) -> RecordedCost | None:
     """
     Read the answer to :func:`record_call`.
 
-    :return: None where the service does not offer this call.
+    :return: None where the service does not offer this call, or answers it in another form.
     :raises ServiceError: where the answer is an error other than 404.
     """
     payload = _read_optional(call, answer)
@@ -179,7 +179,7 @@ def read_balance(call: ApiCall, answer: ApiAnswer) -> Balance | None:
     """
     Read the answer to :func:`balance_call`.
 
-    :return: None where the service does not offer this call.
+    :return: None where the service does not offer this call, or answers it in another form.
     :raises ServiceError: where the answer is an error other than 404.
     """
     payload = _read_optional(call, answer)
@@ -190,7 +190,7 @@ def read_models(call: ApiCall, answer: ApiAnswer) -> list[str] | None:
     """
     Read the answer to :func:`models_call`.
 
-    :return: the ids; None where the service does not offer this call.
+    :return: the ids; None where the service does not offer this call, or answers it in another form.
     :raises ServiceError: where the answer is an error other than 404.
     """
     payload = _read_optional(call, answer)

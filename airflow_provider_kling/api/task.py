@@ -23,8 +23,8 @@ from airflow_provider_kling.api.errors import TaskFailedError, error_for_failed_
 
 _MS_FROM = 100_000_000_000
 """Epoch numbers from here on are milliseconds: as seconds they would lie beyond the year 5000."""
-_STARTS_WITH_A_YEAR = re.compile(r"\s*[0-9]{4}-")
-"""Without a date, pendulum takes today's: "now" and "12:30" would become times."""
+_DATE_AND_TIME = re.compile(r"[0-9]{4}-[^/]*")
+"""What pendulum may read: without a date it takes today's ("now", "12:30"), and it stumbles over odd intervals."""
 
 
 class TaskState(StrEnum):
@@ -238,10 +238,10 @@ def _time(value: Any) -> pendulum.DateTime | None:
             return (
                 pendulum.from_timestamp(number / 1000 if number >= _MS_FROM else number) if number else None
             )
-        if isinstance(value, str) and _STARTS_WITH_A_YEAR.match(value):
+        if isinstance(value, str) and _DATE_AND_TIME.fullmatch(value):
             parsed = pendulum.parse(value)
             return parsed if isinstance(parsed, pendulum.DateTime) else None
-    except (ValueError, TypeError, OverflowError, OSError):
+    except (ValueError, OverflowError, OSError):
         pass
     return None
 

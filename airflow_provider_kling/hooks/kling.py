@@ -20,6 +20,7 @@ from airflow_provider_kling.api.errors import (
     KlingError,
     Operation,
     RateLimitedError,
+    ResultExpiredError,
     ServiceError,
     TaskNotFoundError,
     UnreachableError,
@@ -149,17 +150,20 @@ class KlingHook(BaseHook):
         if self._client is not None:
             self._client.close()
 
-    def submit(self, request: VideoRequest) -> VideoTask:
+    def submit(self, request: VideoRequest, *, before_post: Callable[[], None] | None = None) -> VideoTask:
         """
         Ask for a video. The call costs money each time that it succeeds.
 
         It is repeated only where it certainly never left, or where the service turned it away (429).
 
+        :param before_post: called right before each POST; what it raises stops that.
         :raises UnknownSubmissionError: where nobody can tell whether a task was created.
         :raises ServiceError: where the service refused the request; nothing was billed.
         """
         call = create_call(request)
         for attempt in range(1, SUBMIT_TRIES + 1):
+            if before_post is not None:
+                before_post()
             try:
                 return self._ask(call, read_task)
             except (UnreachableError, RateLimitedError) as error:
@@ -262,6 +266,20 @@ class KlingHook(BaseHook):
             with contextlib.suppress(OSError):
                 partial.unlink(missing_ok=True)
         return path
+
+    def result_is_there(self, url: str) -> bool:
+        """
+        Tell whether a link to a result still works, without fetching the result.
+
+        :return: False only where the service says that it is gone; a passing fault is no proof of that.
+        """
+        try:
+            with self.get_conn().open_result(url):
+                return True
+        except ResultExpiredError:
+            return False
+        except DownloadError:
+            return True
 
     def upload_file(self, path: str | Path) -> str:
         """

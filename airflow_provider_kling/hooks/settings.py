@@ -122,13 +122,12 @@ def lookup_error(conn_id: str, error: Exception) -> ConnectionSettingsError | Co
     """
     Tell apart a connection that is not defined from one that could not be looked up, as far as Airflow does.
 
-    Airflow says "not defined" also where its API server or its database could not be asked, so that may pass.
+    Airflow says "not defined" also where its API server or its database could not be asked.
     """
     if isinstance(error, AirflowNotFoundException):
         return ConnectionSettingsError(
             f"There is no connection {conn_id!r}, or Airflow could not look it up",
-            next_step=f"{_how_to_set(conn_id)} A retry looks it up again.",
-            retryable=True,
+            next_step=_how_to_set(conn_id),
         )
     return ConnectionLookupError(f"Airflow could not be asked for connection {conn_id!r}: {error}")
 

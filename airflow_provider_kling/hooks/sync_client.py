@@ -160,10 +160,9 @@ def _chunks(response: requests.Response, shown: str) -> Iterator[bytes]:
 class _Session(requests.Session):
     """Takes nothing from ``.netrc`` when it follows a redirect, and leaves the key behind with the host."""
 
-    def rebuild_auth(
-        self, prepared_request: requests.PreparedRequest, response: requests.Response
-    ) -> None:
-        if self.should_strip_auth(str(response.request.url), str(prepared_request.url)):
+    def rebuild_auth(self, prepared_request: requests.PreparedRequest, response: requests.Response) -> None:
+        strip = self.should_strip_auth(response.request.url, prepared_request.url)  # type: ignore[no-untyped-call]
+        if strip:
             prepared_request.headers.pop("Authorization", None)
 
 

@@ -12,8 +12,6 @@ from airflow_provider_kling.api.protocol import query_call
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import BaseOperator, Context, TaskInstanceKey
 
-    from airflow_provider_kling.api.task import VideoTask
-
 
 class KlingVideoLink(BaseOperatorLink):
     """
@@ -35,8 +33,8 @@ class KlingVideoLink(BaseOperatorLink):
         return link if isinstance(link, str) else ""
 
     @classmethod
-    def push(cls, context: Context, task: VideoTask, *, base_url: str) -> None:
-        """Store the link for a task of the service."""
-        call = query_call(task.task_id)
-        link = task.video_url or f"{base_url}{call.path}?{urlencode(call.params)}"
+    def push(cls, context: Context, kling_task_id: str, video_url: str | None, *, base_url: str) -> None:
+        """Store the link for a task of the service, which is the video's as soon as there is one."""
+        call = query_call(kling_task_id)
+        link = video_url or f"{base_url}{call.path}?{urlencode(call.params)}"
         context["ti"].xcom_push(key=cls().xcom_key, value=link)

@@ -2,39 +2,32 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from airflow.providers.common.compat.sdk import AirflowFailException, BaseOperator, conf
 
-from airflow_provider_kling.api.errors import InvalidRequestError, KlingError
+from airflow_provider_kling import config
+from airflow_provider_kling.api.errors import InvalidRequestError
 from airflow_provider_kling.api.request import DEFAULT_MODEL, VideoRequest, find_faults
-from airflow_provider_kling.config import max_failed_queries
-from airflow_provider_kling.exceptions import to_airflow
+from airflow_provider_kling.exceptions import raising_to_airflow
+from airflow_provider_kling.generation import XCOM_TASK_ID, Generation
 from airflow_provider_kling.hooks.kling import KlingHook
 from airflow_provider_kling.hooks.settings import DEFAULT_CONN_ID
+from airflow_provider_kling.ledger import open_ledger
 from airflow_provider_kling.links.kling import KlingVideoLink
-from airflow_provider_kling.result import describe_request, video_result
-from airflow_provider_kling.triggers.kling import KlingVideoTrigger
-from airflow_provider_kling.waiting import (
-    DEFAULT_POLL_INTERVAL,
-    DEFAULT_TIMEOUT,
-    AskAgain,
-    Over,
-    WaitEvent,
-    Waiting,
-)
+from airflow_provider_kling.submission import OnExpiredResult, OnUnknownSubmission
+from airflow_provider_kling.waiting import DEFAULT_POLL_INTERVAL, DEFAULT_TIMEOUT, PauseEvent, WaitEvent
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
-    from airflow_provider_kling.api.task import VideoTask
-
-XCOM_TASK_ID = "task_id"
-"""XCom key of the service's task id, pushed right after the submit."""
-
+_Choice = TypeVar("_Choice", bound=StrEnum)
 _REQUEST_FIELDS = tuple(VideoRequest.model_fields)
 
 
@@ -59,6 +52,13 @@ class KlingGenerateVideoOperator(BaseOperator):
     :param poll_interval: seconds between two queries.
     :param timeout: how long to wait from the submit on, seconds or a timedelta. One video in ten takes more than
         8 minutes.
+    :param ledger_path: directory on local disk or object storage, shared by all workers, where the submission is
+        remembered, so that no retry buys the video twice. Default: ``[kling] ledger_path``, else Airflow's task state
+        store (3.3 and later).
+    :param on_unknown_submission: what to do where an earlier attempt sent the request and never learnt what became of
+        it: ``fail`` without retries, or ``resubmit``, which buys a second video if there is a first.
+    :param on_expired_result: what to do where an earlier attempt's video was paid for and is deleted by now: ``fail``,
+        or ``resubmit``, which buys it again.
     :return: XCom with ``task_id``, ``model``, ``state``, ``video_url``, ``result_urls``, ``duration_seconds``,
         ``created_at``, ``completed_at``, ``generation_seconds``, ``estimated_cost_usd``, ``request``.
     :raises InvalidRequestError: at parse time, for literal values that the service would refuse.
@@ -98,6 +98,9 @@ class KlingGenerateVideoOperator(BaseOperator):
         wait_for_completion: bool = True,
         poll_interval: float = DEFAULT_POLL_INTERVAL,
         timeout: float | timedelta = DEFAULT_TIMEOUT,
+        ledger_path: str | None = None,
+        on_unknown_submission: str = OnUnknownSubmission.FAIL,
+        on_expired_result: str = OnExpiredResult.FAIL,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -121,41 +124,43 @@ class KlingGenerateVideoOperator(BaseOperator):
         self.wait_for_completion = wait_for_completion
         self.poll_interval = seconds_above_zero("poll_interval", poll_interval)
         self.timeout = seconds_above_zero("timeout", timeout)
-        self._kling_task_id: str | None = None
+        self.ledger_path = ledger_path
+        self.on_unknown_submission = one_of(
+            "on_unknown_submission", on_unknown_submission, OnUnknownSubmission
+        )
+        self.on_expired_result = one_of("on_expired_result", on_expired_result, OnExpiredResult)
+        self.kling_task_id: str | None = None
+        self.is_killed = False
         self._check_literals()
 
     def execute(self, context: Context) -> dict[str, Any]:
         """
-        Submit the request, and wait for the video unless told not to.
+        Ask for the video, or take up what an earlier attempt asked for, and wait for it unless told not to.
 
         :raises AirflowFailException: where another attempt cannot help.
         :raises KlingError: where it can.
         """
-        hook = KlingHook(self.kling_conn_id)
+        now = time.time()
+        ends_at = now + self.execution_timeout.total_seconds() if self.execution_timeout else math.inf
+        with self._generation(context) as generation:
+            generation.announce()
+            return generation.start(PauseEvent(deadline=now + self.timeout, attempt_ends_at=ends_at))
+
+    def execute_again(self, context: Context, event: Any = None) -> dict[str, Any]:
+        """
+        Ask once more, after the service had too much to do.
+
+        :param event: until when to go on with it.
+        :raises AirflowFailException: where another attempt cannot help.
+        :raises KlingError: where it can.
+        """
         try:
-            request = self._request()
-            for warning in request.warnings():
-                self.log.warning("%s", warning)
-            self.log.info("Asking Kling for a video: %s", describe_request(request))
-            task = hook.submit(request)
-            self._remember(context, task, hook)
-            if not self.wait_for_completion:
-                self.log.info("Not waiting for it: wait_for_completion is off.")
-                return video_result(task, request)
-            now = time.time()
-            waiting = Waiting(
-                task.task_id,
-                deadline=now + self.timeout,
-                poll_interval=self.poll_interval,
-                started=now,
-                max_failures=max_failed_queries(),
-            )
-            decision = waiting.on_task(task, now) if task.state.is_terminal else hook.ask_once(waiting)
-            return self._follow(context, hook, waiting, decision)
-        except KlingError as error:
-            raise to_airflow(error) from error.__cause__
-        finally:
-            hook.close()
+            limits = PauseEvent.from_dict(event)
+        except ValueError:
+            # Nothing is bought yet, so nothing is lost by beginning anew.
+            return self.execute(context)
+        with self._generation(context) as generation:
+            return generation.start(limits)
 
     def execute_complete(self, context: Context, event: Any = None) -> dict[str, Any]:
         """
@@ -172,56 +177,25 @@ class KlingGenerateVideoOperator(BaseOperator):
                 f"The task was resumed by something that is {error}. The video may be completed and billed: its "
                 f"Kling task id is in this task's XCom {XCOM_TASK_ID!r}; fetch it with KlingVideoSensor."
             ) from error
-        self._kling_task_id = told.kling_task_id
-        waiting = Waiting.resumed(told, poll_interval=self.poll_interval, max_failures=max_failed_queries())
-        hook = KlingHook(self.kling_conn_id)
-        try:
-            return self._follow(context, hook, waiting, hook.ask_once(waiting))
-        except KlingError as error:
-            raise to_airflow(error) from error.__cause__
-        finally:
-            hook.close()
+        self.kling_task_id = told.kling_task_id
+        with self._generation(context) as generation:
+            return generation.resume(told)
 
     def on_kill(self) -> None:
-        """Say what becomes of the video: the service has no cancel."""
-        if self._kling_task_id is not None:
+        """Stop a submit that is about to happen, and say what becomes of the video: the service has no cancel."""
+        self.is_killed = True
+        if self.kling_task_id is not None:
             self.log.warning(
                 "The Airflow task was killed, but the service has no cancel: Kling task %s goes on and will be "
                 "billed when it is completed.",
-                self._kling_task_id,
+                self.kling_task_id,
             )
 
-    def _follow(
-        self, context: Context, hook: KlingHook, waiting: Waiting, decision: AskAgain | Over
-    ) -> dict[str, Any]:
-        if isinstance(decision, AskAgain):
-            if self.deferrable:
-                self.log.info("Deferring: the triggerer waits for Kling task %s.", waiting.task_id)
-                self.defer(
-                    trigger=KlingVideoTrigger.of(waiting, kling_conn_id=self.kling_conn_id),
-                    method_name="execute_complete",
-                    timeout=waiting.net(time.time()),
-                )
-            time.sleep(max(0.0, decision.at - time.time()))
-            decision = hook.wait_until_over(waiting)
-        if decision.error is not None:
-            raise decision.error
-        assert decision.task is not None  # noqa: S101 - every outcome without an error has a task
-        return self._deliver(context, hook, decision.task)
-
-    def _deliver(self, context: Context, hook: KlingHook, task: VideoTask) -> dict[str, Any]:
-        KlingVideoLink.push(context, task, base_url=hook.settings.base_url)
-        seconds = "" if task.generation_seconds is None else f" after {task.generation_seconds:.0f} s"
-        shown = (task.video_url or "").partition("?")[0]
-        self.log.info("Kling task %s is completed%s: %s", task.task_id, seconds, shown)
-        return video_result(task, self._request())
-
-    def _remember(self, context: Context, task: VideoTask, hook: KlingHook) -> None:
-        self._kling_task_id = task.task_id
-        # The log first: should XCom be out of reach, the id is still there to be read.
-        self.log.info("Kling task id: %s", task.task_id)
-        context["ti"].xcom_push(key=XCOM_TASK_ID, value=task.task_id)
-        KlingVideoLink.push(context, task, base_url=hook.settings.base_url)
+    @contextmanager
+    def _generation(self, context: Context) -> Iterator[Generation]:
+        with closing(KlingHook(self.kling_conn_id)) as hook, raising_to_airflow():
+            ledger = open_ledger(context, self.ledger_path or config.ledger_path())
+            yield Generation(self, context, hook, ledger, self._request())
 
     def _request(self) -> VideoRequest:
         return VideoRequest(**{name: getattr(self, name) for name in _REQUEST_FIELDS})
@@ -254,3 +228,16 @@ def seconds_above_zero(name: str, value: float | timedelta) -> float:
     if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not seconds > 0:
         raise ValueError(f"{name} must be a number of seconds above 0, or a timedelta; got {value!r}")
     return float(seconds)
+
+
+def one_of(name: str, value: str, choices: type[_Choice]) -> _Choice:
+    """
+    Read a choice.
+
+    :raises ValueError: where it is none of those that there are.
+    """
+    try:
+        return choices(value)
+    except ValueError:
+        allowed = " or ".join(repr(choice.value) for choice in choices)
+        raise ValueError(f"{name} must be {allowed}; got {value!r}") from None

@@ -130,7 +130,7 @@ class KlingVideoSensor(BaseSensorOperator):
         if over.error is not None:
             self._fail(over)
         assert over.task is not None  # noqa: S101 - every outcome without an error has a task
-        KlingVideoLink.push(context, over.task, base_url=hook.settings.base_url)
+        KlingVideoLink.push(context, over.task.task_id, over.task.video_url, base_url=hook.settings.base_url)
         self.log.info("Kling task %s is completed.", over.task.task_id)
         return video_result(over.task)
 

@@ -5,14 +5,18 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
-from typing import Any
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from typing import TYPE_CHECKING, Any
 
+from airflow.providers.common.compat.sdk import AirflowConfigException
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from airflow_provider_kling.api.errors import KlingError
 from airflow_provider_kling.config import max_failed_queries
-from airflow_provider_kling.waiting import AskAgain, Over, WaitEvent, Waiting, note_to
+from airflow_provider_kling.waiting import MAX_FAILURES, AskAgain, Over, WaitEvent, Waiting, note_to
+
+if TYPE_CHECKING:
+    from airflow_provider_kling.hooks.async_client import AsyncKlingClient
 
 
 class KlingVideoTrigger(BaseTrigger):
@@ -76,6 +80,8 @@ class KlingVideoTrigger(BaseTrigger):
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Ask until the wait is over, then yield one event."""
         over = await self._wait()
+        if over.error is not None:
+            self.log.warning("The triggerer stops asking; the task goes on from here. %s", over.error)
         yield TriggerEvent(  # type: ignore[no-untyped-call]
             WaitEvent(
                 kling_task_id=self.kling_task_id,
@@ -86,28 +92,81 @@ class KlingVideoTrigger(BaseTrigger):
         )
 
     async def _wait(self) -> Over:
-        # Operators import this module too, and aiohttp would be most of what that costs them.
-        from airflow_provider_kling.hooks.async_client import shared_client
-
         waiting = Waiting(
             self.kling_task_id,
             deadline=self.deadline,
             poll_interval=self.poll_interval,
             started=self.submitted_at,
-            max_failures=max_failed_queries(),
+            max_failures=self._max_failures(),
         )
         decision: AskAgain | Over = waiting.begin(time.time())
-        client = None
+        client: AsyncKlingClient | None = None
         async with AsyncExitStack() as stack:
             while isinstance(decision, AskAgain):
                 await asyncio.sleep(max(0.0, decision.at - time.time()))
                 try:
                     if client is None:
-                        client = await stack.enter_async_context(shared_client(self.kling_conn_id))
+                        shared = await asyncio.to_thread(_shared_client, self.kling_conn_id)
+                        client = await stack.enter_async_context(shared)
                     task = await client.get_task(self.kling_task_id)
                 except KlingError as error:
                     decision = waiting.on_error(error, time.time())
+                except Exception as error:  # noqa: BLE001 - a trigger that raises fails its task, but not the video
+                    failure = KlingError(f"{type(error).__name__}: {error}", retryable=True)
+                    decision = waiting.on_error(failure, time.time())
                 else:
                     decision = waiting.on_task(task, time.time())
                 note_to(self.log, decision)
         return decision
+
+    def _max_failures(self) -> int:
+        try:
+            return max_failed_queries()
+        except AirflowConfigException as error:
+            self.log.error("%s; going on with %d.", error, MAX_FAILURES)  # noqa: TRY400 - its text says all
+            return MAX_FAILURES
+
+
+def _shared_client(conn_id: str) -> AbstractAsyncContextManager[AsyncKlingClient]:
+    # Called in a thread: importing aiohttp takes a quarter of a second. Operators import this module too, hence here.
+    from airflow_provider_kling.hooks.async_client import shared_client
+
+    return shared_client(conn_id)
+
+
+class KlingPauseTrigger(BaseTrigger):
+    """
+    Let a task pause that was told to come again, without holding a worker. It asks nobody.
+
+    :param until: when to go on, epoch seconds.
+    :param deadline: handed back in the event: until when the video is waited for, epoch seconds.
+    :param attempt_ends_at: handed back in the event: when the attempt has to end, epoch seconds; None for never.
+    :param unknown: arguments of a newer release, tolerated so that a rolling upgrade breaks no waiting task.
+    """
+
+    def __init__(
+        self, *, until: float, deadline: float, attempt_ends_at: float | None = None, **unknown: Any
+    ) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.until = until
+        self.deadline = deadline
+        self.attempt_ends_at = attempt_ends_at
+        if unknown:
+            self.log.debug("Arguments of a newer release are left out: %s.", ", ".join(sorted(unknown)))
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        """Return the class path and the arguments to make this trigger again elsewhere."""
+        return (
+            "airflow_provider_kling.triggers.kling.KlingPauseTrigger",
+            {
+                "until": self.until,
+                "deadline": self.deadline,
+                "attempt_ends_at": self.attempt_ends_at,
+            },
+        )
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        """Sleep until it is time, then yield one event."""
+        await asyncio.sleep(max(0.0, self.until - time.time()))
+        payload = {"deadline": self.deadline, "attempt_ends_at": self.attempt_ends_at}
+        yield TriggerEvent(payload)  # type: ignore[no-untyped-call]

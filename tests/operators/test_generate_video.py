@@ -3,6 +3,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import time
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
@@ -72,19 +73,16 @@ def test_a_video_is_asked_for_once_and_its_link_comes_back(
 @both_ways
 @pytest.mark.kling_emulator(latency=0.3)
 def test_the_task_id_and_a_link_are_in_xcom_before_the_wait_begins(
-    kling_emulator: KlingEmulator, deferrable: bool
+    kling_emulator: KlingEmulator, monkeypatch: pytest.MonkeyPatch, deferrable: bool
 ) -> None:
     seen: list[dict[str, Any]] = []
     ti = TaskInstance()
 
-    class Looking(KlingGenerateVideoOperator):
-        def _follow(self, *args: Any, **kwargs: Any) -> Any:
-            seen.append(dict(ti.xcoms))
-            return super()._follow(*args, **kwargs)
+    def look(*_: Any) -> None:
+        seen.append(dict(ti.xcoms))
 
-    run_task(
-        lambda: Looking(task_id="make", prompt="x", poll_interval=0.05, deferrable=deferrable), ti=ti
-    ).value()
+    monkeypatch.setattr(time, "sleep", look)
+    run_task(lambda: operator(deferrable=deferrable), ti=ti, between=look).value()
 
     (task,) = kling_emulator.ledger.tasks()
     assert seen[0]["task_id"] == task.task_id
@@ -126,7 +124,8 @@ def test_a_timeout_is_no_failure_of_the_video_and_says_so(
 ) -> None:
     run = run_task(lambda: operator(timeout=timedelta(seconds=0.5), deferrable=deferrable))
 
-    assert_ends(run.error, TaskTimeoutError, retried=True)
+    assert_ends(run.error, TaskTimeoutError, retried=False)
+    assert "a retry would buy a second video" in str(run.error)
     assert "may still be completed and billed" in str(run.error)
     assert kling_emulator.ledger.tasks()[0].task_id in str(run.error)
 
@@ -139,7 +138,7 @@ def test_lost_contact_leaves_the_video_alone_and_says_so(
     kling_emulator.inject("answer", status=503, call="query", times="always")
     run = run_task(lambda: operator(deferrable=deferrable))
 
-    assert_ends(run.error, LostContactError, retried=True)
+    assert_ends(run.error, LostContactError, retried=False)
     assert "may be completed and billed" in str(run.error)
 
 
@@ -181,7 +180,7 @@ def test_a_completed_video_that_never_gets_a_link_ends_in_a_clear_error(
     kling_emulator.inject("no_link", queries=1000)
     run = run_task(lambda: operator(deferrable=deferrable, poll_interval=0.01))
 
-    assert_ends(run.error, NoResultError, retried=True)
+    assert_ends(run.error, NoResultError, retried=False)
     assert "billed" in str(run.error)
 
 
@@ -354,9 +353,10 @@ def test_a_task_killed_before_its_submit_has_nothing_to_say(task_log: Callable[[
     assert "billed" not in "".join(task_log())
 
 
+@pytest.mark.usefixtures("airflow_db")
 def test_without_a_connection_the_error_says_how_to_make_one() -> None:
     run = run_task(lambda: operator(kling_conn_id="nowhere"))
-    assert_ends(run.error, ConnectionSettingsError, retried=False)
+    assert_ends(run.error, ConnectionSettingsError, retried=True)
     assert "airflow connections add nowhere" in str(run.error)
 
 

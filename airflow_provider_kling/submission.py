@@ -1,0 +1,247 @@
+"""
+Asks for a video exactly once: what an earlier attempt left in the ledger decides whether to ask, to attach or to stop.
+
+The table in ``docs/pay-once.md`` says the same in words.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+from airflow_provider_kling.api.errors import (
+    KlingError,
+    UnknownSubmissionError,
+)
+from airflow_provider_kling.ledger import Ledger, LedgerError, Record, RecordState, fingerprint
+
+if TYPE_CHECKING:
+    from airflow_provider_kling.api.request import VideoRequest
+    from airflow_provider_kling.api.task import VideoTask
+    from airflow_provider_kling.hooks.kling import KlingHook
+    from airflow_provider_kling.waiting import WaitEvent
+
+FRESH_SECONDS = 5.0
+"""Age of an intent from which it is written anew before the POST: an attempt may have been frozen in between."""
+GRACE_MARGIN = 30.0
+"""Seconds, beyond a call's own time limits, after which a POST of another attempt counts as answered or lost."""
+_LOOK_INTERVAL = 2.0
+
+
+class OnUnknownSubmission(StrEnum):
+    """What an attempt does that finds a POST without an outcome."""
+
+    FAIL = "fail"
+    RESUBMIT = "resubmit"
+
+
+class OnExpiredResult(StrEnum):
+    """What an attempt does that finds its video made and paid for, but deleted by the service."""
+
+    FAIL = "fail"
+    RESUBMIT = "resubmit"
+
+
+class KilledError(KlingError):
+    """The Airflow task was killed before its request was sent."""
+
+    default_retryable = True
+    default_next_step = "Nothing was sent and nothing was billed."
+
+
+@dataclass(frozen=True)
+class Obtained:
+    """
+    A task at the service that this attempt follows.
+
+    :param kling_task_id: the service's task id.
+    :param deadline: until when to wait for it, epoch seconds.
+    :param submitted_at: when the service took it, epoch seconds.
+    :param task: the create answer, None where another process got it.
+    :param is_from_earlier_attempt: whether an earlier attempt asked for it.
+    :param record: what the ledger holds of it, None where that is not known.
+    """
+
+    kling_task_id: str
+    deadline: float
+    submitted_at: float
+    task: VideoTask | None = None
+    is_from_earlier_attempt: bool = False
+    record: Record | None = None
+
+
+class Submission:
+    """
+    One attempt's way to its video.
+
+    :param hook: the service.
+    :param ledger: what earlier attempts left.
+    :param request: what is asked for.
+    :param on_unknown_submission: what to do about a POST without an outcome.
+    :param log: where to tell about it.
+    :param is_killed: whether the Airflow task has been killed.
+    """
+
+    def __init__(
+        self,
+        hook: KlingHook,
+        ledger: Ledger,
+        request: VideoRequest,
+        *,
+        on_unknown_submission: OnUnknownSubmission,
+        log: Any,
+        is_killed: Callable[[], bool],
+    ) -> None:
+        self._hook = hook
+        self._ledger = ledger
+        self._request = request
+        self._on_unknown = on_unknown_submission
+        self._log = log
+        self._is_killed = is_killed
+        self._fingerprint = fingerprint(
+            request, kling_conn_id=hook.kling_conn_id, base_url=hook.settings.base_url
+        )
+
+    def obtain(self, *, deadline: float) -> Obtained:
+        """
+        Ask for the video, or take up what an earlier attempt asked for.
+
+        :param deadline: until when to wait for a video that is asked for now, epoch seconds.
+        :raises LedgerError: the ledger cannot tell; nothing was sent.
+        :raises UnknownSubmissionError: a request was sent, and nobody can tell what became of it.
+        :raises KlingError: the service did not take the request; nothing was billed.
+        """
+        while True:
+            record = self._ledger.find()
+            if record is None:
+                return self._submit(None, deadline)
+            if record.fingerprint != self._fingerprint:
+                self._log.warning(
+                    "An earlier attempt asked for something else, or through another connection: Kling task %s. "
+                    "That video is left alone and may be billed; this one is asked for now.",
+                    record.kling_task_id or "of unknown id",
+                )
+                return self._submit(record, deadline)
+            if record.state is RecordState.FREE:
+                return self._submit(record, deadline)
+            if record.kling_task_id is not None:
+                return self._attach(record, record.kling_task_id)
+            if self._may_still_be_answered(record):
+                time.sleep(_LOOK_INTERVAL)
+                continue
+            return self._after_unknown(record, deadline)
+
+    def resumed(self, event: WaitEvent) -> Obtained:
+        """Return the task that this attempt has waited for in the triggerer."""
+        try:
+            record = self._ledger.find()
+        except LedgerError as error:
+            self._log.warning("%s", error.what)
+            record = None
+        if record is not None and record.kling_task_id != event.kling_task_id:
+            record = None
+        return Obtained(event.kling_task_id, event.deadline, event.submitted_at, record=record)
+
+    def delivered(self, obtained: Obtained) -> None:
+        """Note that the video was delivered."""
+        if obtained.record is None:
+            return
+        try:
+            self._ledger.completed(obtained.record)
+        except LedgerError as error:
+            self._log.warning("%s The video is delivered all the same.", error.what)
+
+    def release(self, obtained: Obtained) -> None:
+        """Note that the task is of no use any more, so that the next submission may take its place."""
+        if obtained.record is not None:
+            self._withdraw(obtained.record)
+
+    def _submit(self, replaced: Record | None, deadline: float) -> Obtained:
+        record = self._ledger.intend(self._fingerprint, deadline=deadline, replaced=replaced)
+
+        def before_post() -> None:
+            nonlocal record
+            if self._is_killed():
+                raise KilledError("The Airflow task was killed before the request was sent")
+            if time.time() - record.intent_at > FRESH_SECONDS:
+                record = self._ledger.renew(record)
+
+        try:
+            task = self._hook.submit(self._request, before_post=before_post)
+        except UnknownSubmissionError as error:
+            self._explain(error)
+            raise
+        except KlingError:
+            self._withdraw(record)
+            raise
+        # Nothing may come between the answer and this.
+        record = self._keep_id(record, task.task_id)
+        return Obtained(task.task_id, deadline, record.submitted_at or time.time(), task, record=record)
+
+    def _keep_id(self, record: Record, kling_task_id: str) -> Record:
+        try:
+            return self._ledger.submitted(record, kling_task_id)
+        except LedgerError as error:
+            # The wait can go on: this process knows the id, and the trigger will.
+            self._log.error("%s", error)
+            return record.model_copy(update={"kling_task_id": kling_task_id, "submitted_at": time.time()})
+
+    def _withdraw(self, record: Record) -> None:
+        try:
+            self._ledger.free(record)
+        except LedgerError as error:
+            self._log.error(
+                "%s It was to be noted that nothing is bought; the next attempt finds that out by itself where it can.",
+                error.what,
+            )
+
+    def _attach(self, record: Record, kling_task_id: str) -> Obtained:
+        self._log.info(
+            "An earlier attempt asked for this video already: attaching to Kling task %s, so nothing is billed "
+            "twice. The ledger is at %s.",
+            kling_task_id,
+            self._ledger.place,
+        )
+        return Obtained(
+            kling_task_id,
+            record.deadline,
+            record.submitted_at or record.intent_at,
+            is_from_earlier_attempt=True,
+            record=record,
+        )
+
+    def _may_still_be_answered(self, record: Record) -> bool:
+        settings = self._hook.settings
+        grace = settings.connect_timeout + settings.read_timeout + GRACE_MARGIN
+        return time.time() < record.intent_at + grace
+
+    def _after_unknown(self, record: Record, deadline: float) -> Obtained:
+        if self._on_unknown is OnUnknownSubmission.RESUBMIT:
+            self._log.warning(
+                "An earlier attempt sent this request and never learnt what became of it. It is sent again "
+                "(on_unknown_submission='resubmit'): if the service had taken it, both videos are billed."
+            )
+            return self._submit(record, deadline)
+        error = UnknownSubmissionError(
+            "An earlier attempt of this task sent the request and never learnt what became of it"
+        )
+        self._explain(error)
+        raise error
+
+    def _explain(self, error: UnknownSubmissionError) -> None:
+        if self._on_unknown is OnUnknownSubmission.RESUBMIT and self._ledger.is_kept:
+            error.retryable = True
+            error.next_step = (
+                "A video may have been created and may be billed. A retry sends the request again "
+                "(on_unknown_submission='resubmit'), and then both videos may be billed."
+            )
+        else:
+            error.next_step = (
+                "A video may have been created and may be billed, so the request is not sent again by itself. "
+                "Look at the account's records at https://apimodels.app. If the video is there, wait for it with "
+                "KlingVideoSensor and its task id. If it is not, set on_unknown_submission='resubmit' and clear this "
+                f"task. The ledger is at {self._ledger.place}."
+            )

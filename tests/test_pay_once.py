@@ -1,0 +1,578 @@
+"""What the next attempt finds decides: each row of the table in ``docs/pay-once.md``, on both ledgers."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from airflow.providers.common.compat.sdk import AirflowFailException
+
+from airflow_provider_kling import ledger as ledger_module
+from airflow_provider_kling import submission
+from airflow_provider_kling.airflow_versions import AIRFLOW_V_3_3_PLUS
+from airflow_provider_kling.api.errors import (
+    KlingError,
+    LostContactError,
+    ModerationError,
+    RateLimitedError,
+    ResultExpiredError,
+    ServiceError,
+    TaskFailedError,
+    TaskTimeoutError,
+    UnknownSubmissionError,
+)
+from airflow_provider_kling.emulator import KlingEmulator
+from airflow_provider_kling.ledger import LedgerError
+from airflow_provider_kling.operators.kling import KlingGenerateVideoOperator
+from tests.task_runs import TaskInstance, TaskRun, TaskStateStore, run_task
+
+pytestmark = pytest.mark.kling_emulator(latency=0.2)
+HAS_TASK_STATE = AIRFLOW_V_3_3_PLUS
+
+
+class Killed(BaseException):
+    """What ``kill -9`` is to the code: nothing after it runs, no handler sees it."""
+
+
+class Task:
+    """One task instance, attempt after attempt, with a ledger of either kind."""
+
+    def __init__(self, kind: str, folder: Path, deferrable: bool) -> None:
+        self.kind, self.folder, self.deferrable = kind, folder, deferrable
+        self.store = TaskStateStore()
+
+    def operator(self, **arguments: Any) -> KlingGenerateVideoOperator:
+        defaults = {
+            "task_id": "make",
+            "prompt": "a red kite",
+            "poll_interval": 0.05,
+            "timeout": 20,
+            "deferrable": self.deferrable,
+            "ledger_path": str(self.folder) if self.kind == "file" else None,
+        }
+        return KlingGenerateVideoOperator(**(defaults | arguments))
+
+    def attempt(self, ti: TaskInstance | None = None, **arguments: Any) -> TaskRun:
+        context = {"task_state_store": self.store} if self.kind == "task state" else {}
+        return run_task(lambda: self.operator(**arguments), ti=ti, context=context)
+
+    def killed_attempt(self, **arguments: Any) -> None:
+        with pytest.raises(Killed):
+            self.attempt(**arguments)
+
+    def record(self) -> dict[str, Any]:
+        if self.kind == "file":
+            return dict(json.loads(max(self.files(), key=lambda path: path.name).read_text()))
+        return dict(json.loads(self.store.values["kling_submission"]))
+
+    def files(self) -> list[Path]:
+        return [path for path in self.folder.rglob("*") if path.is_file()]
+
+    def write(self, text: str) -> None:
+        if self.kind == "file":
+            max(self.files(), key=lambda path: path.name).write_text(text)
+        else:
+            self.store.values["kling_submission"] = text
+
+
+@pytest.fixture(
+    params=[
+        "file",
+        pytest.param(
+            "task state",
+            marks=pytest.mark.skipif(not HAS_TASK_STATE, reason="Airflow before 3.3 has no such store"),
+        ),
+    ]
+)
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(params=[False, True], ids=["on the worker", "deferred"])
+def task(request: pytest.FixtureRequest, kind: str, tmp_path: Path) -> Task:
+    return Task(kind, tmp_path / "ledger", request.param)
+
+
+@pytest.fixture(autouse=True)
+def no_grace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Count a POST of another attempt as answered or lost at once, unless a test is about that wait."""
+    monkeypatch.setattr(submission, "GRACE_MARGIN", -1000.0)
+
+
+def kill_at(monkeypatch: pytest.MonkeyPatch, target: Any, name: str, *, after: bool) -> None:
+    """Kill the process right before or right after a function does its work, once."""
+    original = getattr(target, name)
+
+    def dying(*args: Any, **kwargs: Any) -> Any:
+        monkeypatch.setattr(target, name, original)
+        if after:
+            original(*args, **kwargs)
+        raise Killed
+
+    monkeypatch.setattr(target, name, dying)
+
+
+def test_without_a_record_the_video_is_asked_for(task: Task, kling_emulator: KlingEmulator) -> None:
+    result = task.attempt().value()
+    assert len(kling_emulator.ledger.paid()) == 1
+    assert task.record()["state"] == "completed"
+    assert task.record()["kling_task_id"] == result["task_id"]
+
+
+def test_killed_after_the_id_was_stored_the_next_attempt_attaches(
+    task: Task, kling_emulator: KlingEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kill_at(monkeypatch, ledger_module.Ledger, "submitted", after=True)
+    task.killed_attempt()
+    first_deadline = task.record()["deadline"]
+
+    result = task.attempt(timeout=9999).value()
+
+    assert len(kling_emulator.ledger.creates()) == 1
+    assert result["task_id"] == kling_emulator.ledger.tasks()[0].task_id
+    assert task.record()["deadline"] == first_deadline
+
+
+def test_killed_before_the_intent_the_next_attempt_asks(
+    task: Task, kling_emulator: KlingEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kill_at(monkeypatch, ledger_module.Ledger, "intend", after=False)
+    task.killed_attempt()
+    task.attempt().value()
+    assert len(kling_emulator.ledger.creates()) == 1
+
+
+@pytest.mark.parametrize(
+    ("function", "after", "was_posted"),
+    [("intend", True, False), ("submitted", False, True)],
+    ids=["after the intent", "after the POST, before the id is stored"],
+)
+def test_killed_in_the_submit_the_next_attempt_does_not_ask_again_by_itself(
+    task: Task,
+    kling_emulator: KlingEmulator,
+    monkeypatch: pytest.MonkeyPatch,
+    function: str,
+    after: bool,
+    was_posted: bool,
+) -> None:
+    kill_at(monkeypatch, ledger_module.Ledger, function, after=after)
+    task.killed_attempt()
+
+    run = task.attempt()
+
+    assert isinstance(run.error, AirflowFailException)
+    assert type(run.error.__cause__) is UnknownSubmissionError
+    assert "records" in str(run.error)
+    assert "KlingVideoSensor" in str(run.error)
+    assert "on_unknown_submission='resubmit'" in str(run.error)
+    assert len(kling_emulator.ledger.creates()) == int(was_posted)
+
+
+def test_killed_in_the_submit_the_next_attempt_asks_again_where_the_author_wants_that(
+    task: Task, kling_emulator: KlingEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kill_at(monkeypatch, ledger_module.Ledger, "submitted", after=False)
+    task.killed_attempt()
+    task.attempt(on_unknown_submission="resubmit").value()
+
+    assert len(kling_emulator.ledger.creates()) == 2
+    assert task.record()["earlier"] == ["unknown"]
+
+
+def test_a_lost_answer_is_unknown_at_once_and_in_the_next_attempt(
+    task: Task, kling_emulator: KlingEmulator
+) -> None:
+    kling_emulator.inject("lost_answer", call="create")
+    for _ in range(3):
+        run = task.attempt()
+        assert type(run.error.__cause__) is UnknownSubmissionError  # type: ignore[union-attr]
+    assert len(kling_emulator.ledger.creates()) == 1
+
+
+def test_a_lost_answer_may_be_retried_where_the_author_wants_that(
+    task: Task, kling_emulator: KlingEmulator
+) -> None:
+    kling_emulator.inject("lost_answer", call="create")
+    first = task.attempt(on_unknown_submission="resubmit")
+    assert type(first.error) is UnknownSubmissionError
+    task.attempt(on_unknown_submission="resubmit").value()
+
+
+def test_the_grace_time_lets_another_attempt_finish_its_submit(
+    task: Task, kling_emulator: KlingEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(submission, "GRACE_MARGIN", 1000.0)
+    kill_at(monkeypatch, ledger_module.Ledger, "submitted", after=True)
+    task.killed_attempt()
+    done = json.dumps(task.record())
+    task.write(json.dumps(task.record() | {"state": "intent", "kling_task_id": None, "submitted_at": None}))
+
+    slept = []
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        if len(slept) == 2:
+            task.write(done)  # the other attempt learns its task id only now
+
+    monkeypatch.setattr(submission.time, "sleep", sleep)
+    task.attempt().value()
+    assert len(kling_emulator.ledger.creates()) == 1
+
+
+def test_a_completed_video_is_delivered_again_and_not_asked_for(
+    task: Task, kling_emulator: KlingEmulator
+) -> None:
+    first = task.attempt().value()
+    again = task.attempt().value()
+    assert again == first
+    assert len(kling_emulator.ledger.creates()) == 1
+
+
+@pytest.mark.kling_emulator(latency="never")
+def test_a_failed_video_is_free_and_is_asked_for_again_by_the_retry(
+    task: Task, kling_emulator: KlingEmulator
+) -> None:
+    kling_emulator.inject("fail", fail_code="UPSTREAM_FAILED", at_once=True)
+    first = task.attempt()
+    assert type(first.error) is TaskFailedError
+    kling_emulator.configure(latency=0)
+    task.attempt().value()
+    assert len(kling_emulator.ledger.creates()) == 2
+    assert len(kling_emulator.ledger.paid()) == 1
+
+
+def test_a_video_that_failed_while_nobody_looked_is_asked_for_again_at_once(
+    task: Task, kling_emulator: KlingEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kling_emulator.configure(latency="never")
+    kill_at(monkeypatch, ledger_module.Ledger, "submitted", after=True)
+    task.killed_attempt()
+    lost = kling_emulator.ledger.tasks()[0].task_id
+    kling_emulator.fail(lost, "UPSTREAM_FAILED")
+    kling_emulator.configure(latency=0)
+
+    result = task.attempt().value()
+
+    assert result["task_id"] != lost
+    assert len(kling_emulator.ledger.paid()) == 1
+    assert task.record()["earlier"] == [lost]
+
+
+def test_a_video_that_was_refused_while_nobody_looked_ends_the_task(
+    task: Task, kling_emulator: KlingEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kling_emulator.configure(latency="never")
+    kill_at(monkeypatch, ledger_module.Ledger, "submitted", after=True)
+    task.killed_attempt()
+    kling_emulator.fail(kling_emulator.ledger.tasks()[0].task_id, "CONTENT_MODERATION")
+    run = task.attempt()
+    assert type(run.error.__cause__) is ModerationError  # type: ignore[union-attr]
+    assert len(kling_emulator.ledger.creates()) == 1
+
+
+@pytest.mark.parametrize("changed", [{"prompt": "a blue kite"}, {"duration": 7}])
+def test_another_request_is_asked_for_and_the_old_one_named(
+    task: Task,
+    kling_emulator: KlingEmulator,
+    task_log: Callable[[], list[str]],
+    changed: dict[str, Any],
+) -> None:
+    first = task.attempt().value()
+    second = task.attempt(**changed).value()
+    assert second["task_id"] != first["task_id"]
+    assert any("asked for something else" in line and first["task_id"] in line for line in task_log())
+    assert task.record()["earlier"] == [first["task_id"]]
+
+
+def test_another_connection_asks_anew(
+    task: Task, kling_emulator: KlingEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = task.attempt().value()
+    monkeypatch.setenv("AIRFLOW_CONN_OTHER", kling_emulator.connection_uri)
+    assert task.attempt(kling_conn_id="other").value()["task_id"] != first["task_id"]
+
+
+def test_an_expired_result_is_told_and_not_bought_again(task: Task, kling_emulator: KlingEmulator) -> None:
+    kling_emulator.inject("expired_link", status=410)
+    task.attempt().value()
+    run = task.attempt()
+    assert type(run.error.__cause__) is ResultExpiredError  # type: ignore[union-attr]
+    assert "on_expired_result='resubmit'" in str(run.error)
+    assert len(kling_emulator.ledger.creates()) == 1
+
+
+def test_an_expired_result_is_bought_again_where_the_author_wants_that(
+    task: Task, kling_emulator: KlingEmulator
+) -> None:
+    kling_emulator.inject("expired_link", status=410)
+    first = task.attempt().value()
+    second = task.attempt(on_expired_result="resubmit").value()
+    assert second["task_id"] != first["task_id"]
+    assert task.record()["earlier"] == [first["task_id"]]
+
+
+def test_where_the_state_cannot_be_looked_up_nothing_is_sent_and_a_retry_may_help(
+    task: Task, kling_emulator: KlingEmulator
+) -> None:
+    kling_emulator.configure(latency="never")
+    task.attempt(timeout=0.1)
+    kling_emulator.inject("answer", status=503, call="query", times="always")
+    run = task.attempt(timeout=0.1)
+    assert isinstance(run.error, (LostContactError, TaskTimeoutError, ServiceError))
+    assert len(kling_emulator.ledger.creates()) == 1
+
+
+def test_a_timeout_keeps_its_deadline_and_a_retry_attaches(task: Task, kling_emulator: KlingEmulator) -> None:
+    kling_emulator.configure(latency="never")
+    first = task.attempt(timeout=timedelta(seconds=0.3))
+    assert type(first.error) is TaskTimeoutError
+    assert "A retry attaches to it again" in str(first.error)
+    deadline = task.record()["deadline"]
+
+    second = task.attempt(timeout=timedelta(seconds=60))
+    assert type(second.error) is TaskTimeoutError
+    assert task.record()["deadline"] == deadline
+
+    kling_emulator.complete(kling_emulator.ledger.tasks()[0].task_id)
+    assert task.attempt().value()["state"] == "completed"
+    assert len(kling_emulator.ledger.creates()) == 1
+
+
+def test_execution_timeout_bounds_the_wait(task: Task, kling_emulator: KlingEmulator) -> None:
+    kling_emulator.configure(latency="never")
+    run = task.attempt(execution_timeout=timedelta(seconds=0.4), timeout=9999)
+    assert type(run.error) is TaskTimeoutError
+    assert task.record()["deadline"] > time.time() + 9000
+
+
+def test_a_refused_request_leaves_the_way_free(task: Task, kling_emulator: KlingEmulator) -> None:
+    kling_emulator.inject("answer", status=402, call="create")
+    assert isinstance(task.attempt().error, AirflowFailException)
+    task.attempt().value()
+    assert len(kling_emulator.ledger.paid()) == 1
+
+
+def test_a_request_that_never_left_leaves_the_way_free(
+    task: Task, kling_emulator: KlingEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("airflow_provider_kling.hooks.kling.time.sleep", lambda _: None)
+    uri = kling_emulator.connection_uri
+    monkeypatch.setenv("AIRFLOW_CONN_KLING_DEFAULT", re.sub(r"%3A\d+", "%3A1", uri))
+    run = task.attempt()
+    assert isinstance(run.error, KlingError)
+    assert task.record()["state"] == "free"
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("", "cut short"),
+        ('{"version": 1, "key"', "cut short"),
+        ('{"version": 99}', "version 99"),
+        ('{"version": 1}', "damaged"),
+        ("[]", "version None"),
+    ],
+)
+def test_a_record_that_cannot_be_used_is_named_and_kept_and_nothing_is_sent(
+    task: Task, kling_emulator: KlingEmulator, text: str, problem: str
+) -> None:
+    task.attempt().value()
+    task.write(text)
+    run = task.attempt()
+
+    assert type(run.error) is LedgerError
+    assert problem in str(run.error)
+    assert "left as it is" in str(run.error)
+    assert len(kling_emulator.ledger.creates()) == 1
+    if task.kind == "file":
+        assert [path.read_text() for path in task.files()] == [text]
+        assert str(task.files()[0].parent) in str(run.error)
+
+
+def test_the_record_of_another_task_is_refused(task: Task, kling_emulator: KlingEmulator) -> None:
+    task.attempt().value()
+    other = task.record()
+    other["key"]["task_id"] = "another"
+    task.write(json.dumps(other))
+    run = task.attempt()
+    assert type(run.error) is LedgerError
+    assert "another" in str(run.error)
+    assert len(kling_emulator.ledger.creates()) == 1
+
+
+def test_each_task_instance_has_a_ledger_of_its_own(tmp_path: Path, kling_emulator: KlingEmulator) -> None:
+    names = ["a", "A", "a/b", "a.b", "ä", "..", "a" * 200]
+    task = Task("file", tmp_path, deferrable=False)
+    for dag_id, task_id, map_index in itertools.product(names[:4], names, (-1, 0)):
+        ti = TaskInstance(dag_id=dag_id, task_id=task_id, map_index=map_index)
+        task.attempt(ti).value()
+    assert len(kling_emulator.ledger.creates()) == 4 * 7 * 2
+    assert all(tmp_path in path.parents for path in task.files())
+
+
+def test_two_live_attempts_ask_once(tmp_path: Path, kling_emulator: KlingEmulator) -> None:
+    """A zombie and its successor on the file ledger, at the same moment."""
+    task = Task("file", tmp_path, deferrable=False)
+    for round_ in range(10):
+        ti = TaskInstance(run_id=f"run {round_}")
+        with ThreadPoolExecutor(4) as pool:
+            runs = list(pool.map(lambda _, ti=ti: task.attempt(replace(ti, xcoms={})), range(4)))
+        assert any(run.error is None for run in runs)
+        assert len(kling_emulator.ledger.creates()) == round_ + 1
+
+
+@pytest.mark.skipif(not HAS_TASK_STATE, reason="Airflow before 3.3 has no such store")
+def test_a_superseded_attempt_sends_nothing(tmp_path: Path, kling_emulator: KlingEmulator) -> None:
+    task = Task("task state", tmp_path, deferrable=False)
+    task.store.is_superseded = True
+    run = task.attempt()
+    assert type(run.error) is LedgerError
+    assert kling_emulator.ledger.creates() == []
+
+
+def test_a_ledger_that_cannot_be_written_stops_the_submit(task: Task, kling_emulator: KlingEmulator) -> None:
+    if task.kind == "file":
+        task.folder.write_text("in the way")
+    else:
+        task.store.is_down = True
+    run = task.attempt()
+    assert type(run.error) is LedgerError
+    assert "nothing was sent" in str(run.error)
+    assert run.error.retryable
+    assert kling_emulator.ledger.creates() == []
+
+
+def test_an_id_that_cannot_be_stored_is_told_and_the_wait_goes_on(
+    task: Task,
+    kling_emulator: KlingEmulator,
+    monkeypatch: pytest.MonkeyPatch,
+    task_log: Callable[[], list[str]],
+) -> None:
+    def broken(*_: Any, **__: Any) -> None:
+        raise LedgerError("The ledger is full")
+
+    original = ledger_module.Ledger._write
+    monkeypatch.setattr(
+        ledger_module.Ledger,
+        "_write",
+        lambda self, record, **how: broken() if record.kling_task_id else original(self, record, **how),
+    )
+    monkeypatch.setattr("airflow_provider_kling.ledger.time.sleep", lambda _: None)
+    result = task.attempt().value()
+    assert any("note the id" in line and result["task_id"] in line for line in task_log())
+
+
+def test_a_task_killed_right_before_its_submit_sends_nothing(
+    task: Task, kling_emulator: KlingEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = ledger_module.Ledger.intend
+    made = task.operator()
+
+    def killed_meanwhile(*args: Any, **kwargs: Any) -> Any:
+        record = original(*args, **kwargs)
+        made.on_kill()
+        return record
+
+    monkeypatch.setattr(ledger_module.Ledger, "intend", killed_meanwhile)
+    with pytest.raises(submission.KilledError):
+        made.execute({"ti": TaskInstance(), "task_state_store": task.store})
+    assert kling_emulator.ledger.creates() == []
+    assert task.record()["state"] == "free"
+
+
+def test_an_attempt_that_was_frozen_before_its_post_makes_sure_that_it_is_still_the_one(
+    tmp_path: Path, kling_emulator: KlingEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = Task("file", tmp_path, deferrable=False)
+    original = ledger_module.Ledger.intend
+
+    def frozen(*args: Any, **kwargs: Any) -> Any:
+        monkeypatch.setattr(ledger_module.Ledger, "intend", original)
+        record = original(*args, **kwargs)
+        assert task.attempt(on_unknown_submission="resubmit").error is None
+        return record.model_copy(update={"intent_at": record.intent_at - 600})
+
+    monkeypatch.setattr(ledger_module.Ledger, "intend", frozen)
+    run = task.attempt()
+    assert type(run.error) is LedgerError
+    assert "taken over" in str(run.error)
+    assert len(kling_emulator.ledger.creates()) == 1
+
+
+def test_a_busy_service_is_asked_again_without_holding_a_worker(
+    task: Task, kling_emulator: KlingEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("airflow_provider_kling.generation.BUSY_PAUSE", 0.1)
+    monkeypatch.setattr("airflow_provider_kling.hooks.kling.SUBMIT_TRIES", 1)
+    kling_emulator.inject("answer", status=429, call="create", times=3)
+    run = task.attempt()
+    assert run.value()["state"] == "completed"
+    assert len(kling_emulator.ledger.paid()) == 1
+    if task.deferrable:
+        assert [deferral.method_name for deferral in run.deferrals][:3] == ["execute_again"] * 3
+
+
+@pytest.mark.kling_emulator(latency=0.2, max_running_tasks=0, when_full="fail")
+def test_a_task_that_failed_because_the_service_was_busy_is_asked_for_again(
+    task: Task, kling_emulator: KlingEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("airflow_provider_kling.generation.BUSY_PAUSE", 0.1)
+    pauses = itertools.count(1)
+    original = submission.Submission.release
+
+    def release(*args: Any, **kwargs: Any) -> None:
+        if next(pauses) == 2:
+            kling_emulator.configure(max_running_tasks=None)
+        original(*args, **kwargs)
+
+    monkeypatch.setattr(submission.Submission, "release", release)
+    task.attempt().value()
+    assert len(kling_emulator.ledger.paid()) == 1
+    assert len(kling_emulator.ledger.creates()) == 3
+
+
+def test_a_service_that_stays_busy_ends_the_attempt_at_its_deadline(
+    task: Task, kling_emulator: KlingEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("airflow_provider_kling.generation.BUSY_PAUSE", 0.1)
+    monkeypatch.setattr("airflow_provider_kling.hooks.kling.SUBMIT_TRIES", 1)
+    kling_emulator.inject("answer", status=429, call="create", times="always")
+    run = task.attempt(timeout=0.5)
+    assert type(run.error) is RateLimitedError
+    assert "a retry asks again" in str(run.error)
+
+    kling_emulator.faults.clear()
+    task.attempt(timeout=20).value()
+
+
+def test_without_a_ledger_one_warning_says_what_can_happen_and_what_helps(
+    kling_emulator: KlingEmulator, task_log: Callable[[], list[str]]
+) -> None:
+    run_task(lambda: KlingGenerateVideoOperator(task_id="make", prompt="x", poll_interval=0.05)).value()
+    warnings = [line for line in task_log() if "not remembered" in line]
+    assert len(warnings) == 1
+    assert "ledger_path" in warnings[0]
+
+
+def test_the_ledger_may_be_set_for_all(
+    kling_emulator: KlingEmulator, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("AIRFLOW__KLING__LEDGER_PATH", f"file://{tmp_path}")
+    for _ in range(2):
+        run_task(lambda: KlingGenerateVideoOperator(task_id="make", prompt="x", poll_interval=0.05)).value()
+    assert len(kling_emulator.ledger.creates()) == 1
+
+
+@pytest.mark.parametrize("name", ["on_unknown_submission", "on_expired_result"])
+def test_a_policy_that_does_not_exist_is_refused_at_parse_time(name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} must be 'fail' or 'resubmit'; got 'retry'"):
+        KlingGenerateVideoOperator(task_id="make", prompt="x", **{name: "retry"})
