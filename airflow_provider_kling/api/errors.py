@@ -143,17 +143,14 @@ class BadRequestError(ServiceError):
 class KeyRefusedError(ServiceError):
     """The service refused the key (401, 403)."""
 
-    default_next_step = (
-        "Put a valid key into the connection's password, then clear the task."
-    )
+    default_next_step = "Put a valid key into the connection's password, then clear the task."
 
 
 class NoCreditsError(ServiceError):
     """The account has too few credits (402)."""
 
     default_next_step = (
-        "Top up the account at https://apimodels.app, then clear the task; "
-        "a retry before that cannot help."
+        "Top up the account at https://apimodels.app, then clear the task; a retry before that cannot help."
     )
 
 

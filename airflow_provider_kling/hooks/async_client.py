@@ -107,15 +107,18 @@ class AsyncKlingClient:
 
 
 def _error_for(call: ApiCall, error: Exception) -> ServiceError:
+    detail, cause = str(error) or type(error).__name__, error
+    if isinstance(error, aiohttp.ClientResponseError):
+        # Its text may hold a proxy's password, and its arguments hold the request's headers: the key.
+        detail, cause = f"{type(error).__name__} {error.status} {error.message}".rstrip(), None
     failure = error_for_transport(
         call.operation,
-        str(error) or type(error).__name__,
+        detail,
         sent=not isinstance(error, _NEVER_CONNECTED),
         tls=isinstance(error, aiohttp.ClientSSLError),
         task_id=call.task_id,
     )
-    # The arguments of a ClientResponseError hold the request's headers, and so the key.
-    failure.__cause__ = None if isinstance(error, aiohttp.ClientResponseError) else error
+    failure.__cause__ = cause
     return failure
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import AirflowConfigException
@@ -17,6 +17,10 @@ from airflow_provider_kling.waiting import MAX_FAILURES, AskAgain, Over, WaitEve
 
 if TYPE_CHECKING:
     from airflow_provider_kling.hooks.async_client import AsyncKlingClient
+
+ON_KILL_SECONDS = 5.0
+"""How long Airflow is asked for the task's state when the trigger is cancelled."""
+_ENDED = ("failed", "success", "skipped")
 
 
 class KlingVideoTrigger(BaseTrigger):
@@ -90,6 +94,32 @@ class KlingVideoTrigger(BaseTrigger):
                 submitted_at=self.submitted_at,
             ).to_dict()
         )
+
+    async def on_kill(self) -> None:
+        """
+        Say what becomes of the video where a person ended the deferred task (Airflow 3.3 and later).
+
+        Airflow also calls this where the trigger moves to another triggerer or the task is resumed, so the
+        task's state decides, and where that cannot be learnt nothing is said.
+        """
+        with suppress(Exception):
+            state = await asyncio.wait_for(asyncio.to_thread(self._airflow_state), ON_KILL_SECONDS)
+            if state in _ENDED:
+                self.log.warning(
+                    "The Airflow task was ended (%s), but the service has no cancel: Kling task %s goes on and will be "
+                    "billed when it is completed.",
+                    state,
+                    self.kling_task_id,
+                )
+
+    def _airflow_state(self) -> str | None:
+        from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
+
+        ti: Any = self.task_instance
+        states = RuntimeTaskInstance.get_task_states(
+            dag_id=ti.dag_id, task_ids=[ti.task_id], run_ids=[ti.run_id], map_index=ti.map_index
+        )
+        return next(iter(states.get(ti.run_id, {}).values()), None)
 
     async def _wait(self) -> Over:
         waiting = Waiting(
