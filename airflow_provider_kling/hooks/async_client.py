@@ -1,4 +1,9 @@
-"""The asynchronous client for the triggerer, shared by all waiting videos of a connection."""
+"""
+The asynchronous client for the triggerer, shared by all waiting videos of a connection.
+
+``aiohttp`` is imported where it is used: operators import this module too, by way of the trigger, and it takes
+a quarter of a second to import.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +15,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
-import aiohttp
 from airflow.providers.common.compat.connection import get_async_connection, get_async_extra_dejson
 
 from airflow_provider_kling.api.errors import (
@@ -41,6 +45,8 @@ class AsyncKlingClient:
     """
 
     def __init__(self, settings: ConnectionSettings, tls: ssl.SSLContext | bool) -> None:
+        import aiohttp
+
         self.settings = settings
         self.may_be_outdated = False
         """True once the service answered as it does where the connection is wrong."""
@@ -65,6 +71,7 @@ class AsyncKlingClient:
         :raises ConnectionSettingsError: where there is no such connection or it cannot be used.
         :raises ConnectionLookupError: where Airflow could not be asked.
         """
+        await asyncio.to_thread(_load_libraries)
         try:
             connection = await get_async_connection(conn_id)
             extra = await get_async_extra_dejson(connection)
@@ -90,6 +97,8 @@ class AsyncKlingClient:
         await self._session.close()
 
     async def _send(self, call: ApiCall) -> ApiAnswer:
+        import aiohttp
+
         try:
             async with (
                 self._turns,
@@ -107,14 +116,24 @@ class AsyncKlingClient:
 
 
 def _error_for(call: ApiCall, error: Exception) -> ServiceError:
-    detail, cause = str(error) or type(error).__name__, error
+    import aiohttp
+
+    never_connected = (
+        aiohttp.ClientConnectorError,
+        aiohttp.ConnectionTimeoutError,
+        aiohttp.ClientHttpProxyError,
+        aiohttp.InvalidURL,
+        UnicodeError,  # a host that can be no name
+    )
+    detail = str(error) or type(error).__name__
+    cause: Exception | None = error
     if isinstance(error, aiohttp.ClientResponseError):
         # Its text may hold a proxy's password, and its arguments hold the request's headers: the key.
         detail, cause = f"{type(error).__name__} {error.status} {error.message}".rstrip(), None
     failure = error_for_transport(
         call.operation,
         detail,
-        sent=not isinstance(error, _NEVER_CONNECTED),
+        sent=not isinstance(error, never_connected),
         tls=isinstance(error, aiohttp.ClientSSLError),
         task_id=call.task_id,
     )
@@ -122,12 +141,11 @@ def _error_for(call: ApiCall, error: Exception) -> ServiceError:
     return failure
 
 
-_NEVER_CONNECTED = (
-    aiohttp.ClientConnectorError,
-    aiohttp.ConnectionTimeoutError,
-    aiohttp.ClientHttpProxyError,
-    aiohttp.InvalidURL,
-)
+def _load_libraries() -> None:
+    # Not in the event loop: it takes long. The second is what Airflow looks a connection up with.
+    import aiohttp  # noqa: F401
+    import asgiref.sync  # noqa: F401
+    import requests.utils  # noqa: F401
 
 
 def _read(

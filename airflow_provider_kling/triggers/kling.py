@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
+from contextlib import AsyncExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import AirflowConfigException
@@ -13,13 +13,14 @@ from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from airflow_provider_kling.api.errors import KlingError
 from airflow_provider_kling.config import max_failed_queries
+from airflow_provider_kling.hooks.async_client import shared_client
 from airflow_provider_kling.waiting import MAX_FAILURES, AskAgain, Over, WaitEvent, Waiting, note_to
 
 if TYPE_CHECKING:
     from airflow_provider_kling.hooks.async_client import AsyncKlingClient
 
-ON_KILL_SECONDS = 5.0
-"""How long Airflow is asked for the task's state when the trigger is cancelled."""
+ON_KILL_SECONDS = 20.0
+"""How long Airflow is asked for the task's state; a triggerer's first such question takes seconds."""
 _ENDED = ("failed", "success", "skipped")
 
 
@@ -136,8 +137,7 @@ class KlingVideoTrigger(BaseTrigger):
                 await asyncio.sleep(max(0.0, decision.at - time.time()))
                 try:
                     if client is None:
-                        shared = await asyncio.to_thread(_shared_client, self.kling_conn_id)
-                        client = await stack.enter_async_context(shared)
+                        client = await stack.enter_async_context(shared_client(self.kling_conn_id))
                     task = await client.get_task(self.kling_task_id)
                 except KlingError as error:
                     decision = waiting.on_error(error, time.time())
@@ -155,13 +155,6 @@ class KlingVideoTrigger(BaseTrigger):
         except AirflowConfigException as error:
             self.log.error("%s; going on with %d.", error, MAX_FAILURES)  # noqa: TRY400 - its text says all
             return MAX_FAILURES
-
-
-def _shared_client(conn_id: str) -> AbstractAsyncContextManager[AsyncKlingClient]:
-    # Called in a thread: importing aiohttp takes a quarter of a second. Operators import this module too, hence here.
-    from airflow_provider_kling.hooks.async_client import shared_client
-
-    return shared_client(conn_id)
 
 
 class KlingPauseTrigger(BaseTrigger):

@@ -1,0 +1,44 @@
+# Everything a developer runs. What each needs is installed into .venv/ the first time.
+# dev/python finds a Python that is new enough; name another with PYTHON=/path/to/python3.
+export PYTHON
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test matrix lint format unit integration chaos chaos-short chaos-control clean
+
+help:  ## show this
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo:  ## see it work: a real Airflow makes a video (KLING_API_KEY=sk_... for the real service, PORT=..., KEEP=1)
+	@dev/python -m dev.environments --run dev.demo
+
+test:  ## all checks: lint, types, unit tests on the newest and the oldest Airflow, integration tests
+	@dev/python -m dev.checks test
+
+matrix:  ## the unit tests on every supported minor version of Airflow, and with the lowest versions allowed
+	@dev/python -m dev.checks matrix
+
+lint:  ## ruff and strict mypy
+	@dev/python -m dev.checks lint
+
+format:  ## let ruff format the code and mend what it can
+	@dev/python -m dev.checks format
+
+unit:  ## unit tests on the newest Airflow (ARGS="-k name" for pytest)
+	@dev/python -m dev.checks unit $(ARGS)
+
+integration:  ## integration tests, with real Airflow processes (ARGS as above)
+	@dev/python -m dev.checks integration $(ARGS)
+
+chaos:  ## kill a real Airflow cluster hundreds of times, and see that nothing is paid twice or lost (MINUTES=10, SEED=...)
+	@dev/python -m dev.environments cluster --run tests.cluster.run
+
+chaos-short:  ## the same on one machine without PostgreSQL and Redis, in minutes; then chaos-control
+	@dev/python -m dev.environments --run tests.cluster.run --short
+	@$(MAKE) --no-print-directory chaos-control
+
+chaos-control:  ## the same without a ledger: has to pay twice, or the judge sees nothing
+	@dev/python -m dev.environments --run tests.cluster.run --short --without-ledger
+
+clean:  ## remove the environments and all that was generated
+	rm -rf .venv .demo .chaos .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

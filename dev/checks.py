@@ -1,0 +1,258 @@
+"""
+What ``make test`` and ``make matrix`` run: each stage in the environment that it belongs to, two at a time.
+
+    python -m dev.checks test | matrix | lint | format | unit | integration [ARGUMENT OF PYTEST...]
+
+One line a stage, with pytest's own closing line below it, and the whole output of a stage that fails. Standard library
+only, as this runs before anything is installed.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Self
+
+from dev.environments import (
+    AIRFLOW_VERSIONS,
+    CHECKOUT,
+    LOWEST,
+    NEWEST,
+    OLDEST,
+    Environment,
+    SetupError,
+)
+
+MIN_BRANCH_COVERAGE = 95
+"""Percent of the package's lines and branches that the unit tests have to reach on the newest Airflow."""
+
+_LANES = 2
+_LINTED = ("airflow_provider_kling", "dev", "example_dags", "tests")
+_TYPED = ("airflow_provider_kling", "dev")
+_UNIT = ("-m", "pytest", "--ignore=tests/integration")
+_INTEGRATION = ("-m", "pytest", "tests/integration")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One check: commands that run one after the other in an environment until one fails."""
+
+    name: str
+    airflow: str
+    commands: tuple[tuple[str, ...], ...]
+    """Arguments of the environment's Python."""
+
+
+@dataclass
+class Outcome:
+    """How a stage went."""
+
+    stage: Stage
+    failed: bool
+    seconds: float
+    output: str
+    closing_lines: list[str] = field(default_factory=list)
+
+
+def lint() -> list[Stage]:
+    """Return the stages that read the code and do not run it."""
+    return [
+        Stage("types (mypy, strict)", NEWEST, (("-m", "mypy", *_TYPED),)),
+        Stage("lint (ruff)", NEWEST, (("-m", "ruff", "check", *_LINTED),)),
+        Stage("format (ruff)", NEWEST, (("-m", "ruff", "format", "--check", *_LINTED),)),
+    ]
+
+
+def formatting() -> Stage:
+    """Return the stage that changes the code: format, and mend what ruff can mend by itself."""
+    return Stage(
+        "format", NEWEST, (("-m", "ruff", "check", "--fix", *_LINTED), ("-m", "ruff", "format", *_LINTED))
+    )
+
+
+def unit(airflow: str, arguments: Sequence[str] = ()) -> Stage:
+    """Return the stage that runs the unit tests on one Airflow."""
+    return Stage(f"unit tests on Airflow {airflow}", airflow, ((*_UNIT, *_own_cache(airflow), *arguments),))
+
+
+def unit_with_coverage() -> Stage:
+    """Return the stage that runs the unit tests on the newest Airflow and measures what they reach."""
+    # Not by pytest-cov: pytest loads the package's own plugin before that begins to measure.
+    run = ("-m", "coverage", "run", *_UNIT, *_own_cache(NEWEST))
+    report = ("-m", "coverage", "report", f"--fail-under={MIN_BRANCH_COVERAGE}")
+    return Stage(f"unit tests on Airflow {NEWEST}, branch coverage", NEWEST, (run, report))
+
+
+def integration(arguments: Sequence[str] = ()) -> Stage:
+    """Return the stage that runs the tests which start a real Airflow."""
+    return Stage(f"integration tests on Airflow {NEWEST}", NEWEST, ((*_INTEGRATION, *arguments),))
+
+
+def _own_cache(airflow: str) -> tuple[str, str]:
+    return ("-o", f"cache_dir=.pytest_cache/airflow-{airflow}")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run what the first argument names. Return 0 if every stage went well."""
+    match list(sys.argv[1:] if arguments is None else arguments):
+        case ["unit", *rest]:
+            return _run_in_view(unit(NEWEST, rest))
+        case ["integration", *rest]:
+            return _run_in_view(integration(rest))
+        case ["lint"]:
+            return _run_side_by_side(lint())
+        case ["format"]:
+            return _run_in_view(formatting())
+        case ["test"]:
+            # The longest first, so that the two lanes end at about the same time.
+            return _run_side_by_side([integration(), unit_with_coverage(), unit(OLDEST), *lint()])
+        case ["matrix"]:
+            return _run_side_by_side([unit(airflow) for airflow in (*AIRFLOW_VERSIONS, LOWEST)])
+        case _:
+            print(__doc__, file=sys.stderr)
+            return 2
+
+
+def _run_in_view(stage: Stage) -> int:
+    try:
+        _prepare(stage.airflow)
+    except SetupError as error:
+        print(error, file=sys.stderr)
+        return 1
+    (command,) = stage.commands
+    return subprocess.run(
+        [Environment(stage.airflow).python, *command], cwd=CHECKOUT, env=_environment()
+    ).returncode
+
+
+def _run_side_by_side(stages: Sequence[Stage]) -> int:
+    began = time.monotonic()
+    failed = []
+    with ThreadPoolExecutor(_LANES) as lanes, _Processes() as processes:
+        for done in as_completed([lanes.submit(_run, stage, processes) for stage in stages]):
+            outcome = done.result()
+            _tell(outcome)
+            if outcome.failed:
+                failed.append(outcome.stage.name)
+    took = _duration(time.monotonic() - began)
+    if failed:
+        print(
+            f"\nFailed: {', '.join(failed)} ({len(stages) - len(failed)} of {len(stages)} stages passed, {took})"
+        )
+        return 1
+    print(f"\nAll {len(stages)} stages passed in {took}.")
+    return 0
+
+
+def _run(stage: Stage, processes: _Processes) -> Outcome:
+    began = time.monotonic()
+    try:
+        processes.stop_if_interrupted()
+        _prepare(stage.airflow)
+    except (SetupError, InterruptedError) as error:
+        return Outcome(stage, failed=True, seconds=time.monotonic() - began, output=str(error))
+    output, closing_lines = "", []
+    for command in stage.commands:
+        code, said = processes.run([str(Environment(stage.airflow).python), *command])
+        output += said
+        lines = [line for line in said.splitlines() if line.strip()]
+        if "pytest" in command or "coverage" in command:
+            closing_lines += lines[-1:]
+        if code:
+            break
+    return Outcome(stage, code != 0, time.monotonic() - began, output, closing_lines)
+
+
+def _prepare(airflow: str) -> None:
+    environment = Environment(airflow)
+    if not environment.is_ready():
+        began = time.monotonic()
+        print(f"making {environment.directory.relative_to(CHECKOUT)} (once)", flush=True)
+        environment.prepare()
+        print(
+            f"made   {environment.directory.relative_to(CHECKOUT)}  {_duration(time.monotonic() - began)}",
+            flush=True,
+        )
+
+
+def _tell(outcome: Outcome) -> None:
+    if outcome.failed:
+        rule = "-" * 100
+        print(f"{rule}\n{outcome.output.rstrip()}\n{rule}")
+    print(f"{'FAILED' if outcome.failed else 'ok':6} {outcome.stage.name}  {_duration(outcome.seconds)}")
+    if not outcome.failed and outcome.closing_lines:
+        print("\n".join(outcome.closing_lines))
+    sys.stdout.flush()
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds // 60:.0f} min {seconds % 60:.0f} s"
+
+
+def _environment() -> dict[str, str]:
+    # Without the files of compiled code every process would compile Airflow again: 15 s instead of 3.
+    return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+
+
+class _Processes:
+    """The commands that run at the moment; leaving the context by an exception ends them."""
+
+    def __init__(self) -> None:
+        self._running: set[subprocess.Popen[str]] = set()
+        self._lock = threading.Lock()
+        self._interrupted = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        with self._lock:
+            self._interrupted = kind is not None
+            for process in self._running:
+                process.send_signal(signal.SIGINT)  # on which pytest tears down what it has set up
+
+    def stop_if_interrupted(self) -> None:
+        if self._interrupted:
+            raise InterruptedError("not run: interrupted")
+
+    def run(self, command: Sequence[str]) -> tuple[int, str]:
+        """Run a command to its end; return its exit code and all that it said."""
+        with self._lock:
+            self.stop_if_interrupted()
+            process = subprocess.Popen(
+                command,
+                cwd=CHECKOUT,
+                env=_environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors="replace",
+                start_new_session=True,  # a Ctrl-C reaches it once, through us
+            )
+            self._running.add(process)
+        said, _ = process.communicate()
+        with self._lock:
+            self._running.discard(process)
+        return process.returncode, said
+
+
+def _interrupt(_signal: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,109 @@
+"""What every test needs before it imports Airflow: a home of its own, and none of the developer's settings."""
+
+from __future__ import annotations
+
+import atexit
+import base64
+import logging
+import os
+import secrets
+import shutil
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from airflow.models.dagrun import DagRun
+    from airflow.providers.common.compat.sdk import DAG
+
+AIRFLOW = tuple(int(part) for part in version("apache-airflow").split(".")[:2])
+
+# Airflow reads its configuration when it is imported, which is when a test module is: a fixture would come too late.
+for name in list(os.environ):
+    if name.startswith(("AIRFLOW", "_AIRFLOW", "KLING_")) or name.lower().endswith("_proxy"):
+        del os.environ[name]
+
+_HOME = tempfile.mkdtemp(prefix="airflow-home-")
+atexit.register(shutil.rmtree, _HOME, ignore_errors=True)
+
+(Path(_HOME) / "dags").mkdir()
+os.environ |= {
+    "AIRFLOW_HOME": _HOME,
+    "AIRFLOW__CORE__DAGS_FOLDER": f"{_HOME}/dags",
+    "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+    "AIRFLOW__API_AUTH__JWT_SECRET": secrets.token_urlsafe(32),
+    "AIRFLOW__CORE__FERNET_KEY": base64.urlsafe_b64encode(secrets.token_bytes(32)).decode(),
+    "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{_HOME}/airflow.db",
+}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Make the marker known."""
+    config.addinivalue_line(
+        "markers", "integration: needs a real Airflow, whose processes take seconds to start"
+    )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what lies in ``integration/``, so that it can be chosen or left out."""
+    integration = Path(__file__).parent / "integration"
+    for item in items:
+        if integration in item.path.parents:
+            item.add_marker(pytest.mark.integration)
+
+
+@pytest.fixture(scope="session")
+def airflow_db() -> None:
+    """Make Airflow's metadata database. It takes seconds, once for all tests that ask for it."""
+    from airflow.utils.db import initdb
+
+    initdb()
+
+
+@pytest.fixture
+def run_dag(airflow_db: None) -> Callable[..., DagRun]:
+    """Return a function that runs a Dag in this process, by ``dag.test()`` with its arguments, and returns the run."""
+
+    def run(dag: DAG, **arguments: Any) -> DagRun:
+        _store(dag)
+        return dag.test(**arguments)
+
+    return run
+
+
+def _store(dag: DAG) -> None:
+    """Put a Dag into the database, as the Dag processor does with one that it reads: from 3.1 on a run needs that."""
+    if AIRFLOW < (3, 1):
+        return
+    from airflow.dag_processing.bundles.manager import DagBundlesManager
+
+    if AIRFLOW < (3, 2):
+        from airflow.models.dagbag import DagBag, sync_bag_to_db
+    else:
+        from airflow.dag_processing.dagbag import DagBag, sync_bag_to_db
+    DagBundlesManager().sync_bundles_to_db()
+    bag = DagBag(os.environ["AIRFLOW__CORE__DAGS_FOLDER"])
+    bag.bag_dag(dag)
+    sync_bag_to_db(bag, bundle_name="dags-folder", bundle_version=None)
+
+
+@pytest.fixture
+def task_log(
+    caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[[], list[str]]:
+    """Return a function that returns what was logged so far, line by line; where to, differs between Airflows."""
+    for name in ("airflow", "airflow.task"):
+        monkeypatch.setattr(logging.getLogger(name), "propagate", True)
+    caplog.set_level(logging.INFO)
+    printed: list[str] = []
+
+    def lines() -> list[str]:
+        printed.extend(capsys.readouterr().out.splitlines())
+        return printed if AIRFLOW >= (3, 0) else [record.getMessage() for record in caplog.records]
+
+    return lines

@@ -1,0 +1,42 @@
+"""A real Airflow and the service that it asks, both started once for all tests in this folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from airflow_provider_kling.emulator import KlingEmulator
+from dev.environments import CHECKOUT
+from dev.local_airflow import LocalAirflow
+
+DAGS = Path(__file__).parent / "dags"
+EXAMPLES = CHECKOUT / "example_dags"
+
+
+@pytest.fixture(scope="session")
+def service() -> Iterator[KlingEmulator]:
+    """Run the emulated service in this process, so that a test can set faults and read the ledger."""
+    with KlingEmulator(latency=2) as emulator:
+        yield emulator
+
+
+@pytest.fixture(scope="session")
+def airflow(service: KlingEmulator, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalAirflow]:
+    """Run Airflow's own processes with the examples and the Dags of this folder; ``kling_default`` is the service."""
+    home = tmp_path_factory.mktemp("airflow")
+    print(f"AIRFLOW_HOME with all logs: {home}")  # pytest shows it with a failure, and keeps the folder
+    with LocalAirflow(
+        home,
+        dags=[EXAMPLES, DAGS],
+        connections={"kling_default": service.connection_uri},
+        # That a scheduler was killed with its tasks is noticed after 5 minutes unless Airflow is told otherwise.
+        config={
+            "scheduler": {
+                "scheduler_health_check_threshold": "10",
+                "orphaned_tasks_check_interval": "5",
+            }
+        },
+    ) as running:
+        yield running

@@ -1,0 +1,49 @@
+"""Dags for the tests of this folder. Prompts are the run's id, by which the service's ledger knows them."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from airflow.sdk import DAG
+
+from airflow_provider_kling.operators.kling import KlingGenerateVideoOperator
+from airflow_provider_kling.retry_policy import KlingRetryPolicy
+from airflow_provider_kling.sensors.kling import KlingVideoSensor
+
+MARK = "{{ run_id }}"
+RETRIES = {"retries": 3, "retry_delay": timedelta(seconds=1)}
+
+with DAG("kling_deferred", schedule=None, default_args=RETRIES):
+    KlingGenerateVideoOperator(
+        task_id="make", prompt=MARK, deferrable=True, poll_interval=2, retry_policy=KlingRetryPolicy()
+    )
+
+with DAG("kling_on_the_worker", schedule=None, default_args=RETRIES):
+    KlingGenerateVideoOperator(task_id="make", prompt=MARK, poll_interval=1)
+
+with DAG("kling_sensor_modes", schedule=None):
+    submit = KlingGenerateVideoOperator(task_id="submit", prompt=MARK, wait_for_completion=False)
+    for mode in ("poke", "reschedule"):
+        KlingVideoSensor(
+            task_id=mode, kling_task_id=submit.output["task_id"], mode=mode, poke_interval=1, timeout=120
+        )
+    KlingVideoSensor(
+        task_id="deferred",
+        kling_task_id=submit.output["task_id"],
+        deferrable=True,
+        poke_interval=2,
+        timeout=120,
+    )
+
+with DAG("kling_soft_fail", schedule=None):
+    never = KlingGenerateVideoOperator(task_id="submit", prompt=MARK, wait_for_completion=False)
+    for deferrable in (False, True):
+        KlingVideoSensor(
+            task_id="deferred" if deferrable else "poke",
+            kling_task_id=never.output["task_id"],
+            deferrable=deferrable,
+            soft_fail=True,
+            poke_interval=1,
+            # A trigger that fires at once can meet the executor's own event for the deferral and fail the task.
+            timeout=15,
+        )

@@ -1,0 +1,196 @@
+"""The provider in a real Airflow: its processes, its database, its logs."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from airflow_provider_kling.emulator import KlingEmulator
+from dev.local_airflow import LocalAirflow
+
+
+def states(airflow: LocalAirflow, dag_id: str, run_id: str) -> dict[str, set[str | None]]:
+    found: dict[str, set[str | None]] = {}
+    for ti in airflow.task_instances(dag_id, run_id):
+        found.setdefault(ti.task_id, set()).add(ti.state)
+    return found
+
+
+def wait_until(what: Callable[[], Any], seconds: float = 60) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (found := what()):
+        assert time.monotonic() < deadline, "it did not come about"
+        time.sleep(0.2)
+    return found
+
+
+def test_the_first_example_waits_deferred_and_leaves_a_file(
+    airflow: LocalAirflow, service: KlingEmulator, tmp_path: Path
+) -> None:
+    dag_id = "example_kling_text_to_video"
+    run_id = airflow.trigger(dag_id, {"folder": str(tmp_path), "seconds": 3, "prompt": "whole way"})
+    airflow.api.wait_for_task(dag_id, run_id, "make_video", "deferred")
+    task_id = airflow.api.xcom(dag_id, run_id, "make_video", "task_id")
+    link = airflow.api.call("GET", f"dags/{dag_id}/dagRuns/{run_id}/taskInstances/make_video/links")
+
+    assert airflow.wait_for_run(dag_id, run_id) == "success"
+    video = airflow.api.xcom(dag_id, run_id, "make_video")
+    assert video["task_id"] == task_id == service.ledger.tasks("whole way")[0].task_id
+    assert task_id in json.dumps(link)
+    assert (tmp_path / f"{task_id}.mp4").stat().st_size > 1000
+    assert len(service.ledger.paid("whole way")) == 1
+
+
+def test_the_pipeline_makes_all_its_videos(airflow: LocalAirflow) -> None:
+    run_id = airflow.trigger("example_kling_content_pipeline")
+    assert airflow.wait_for_run("example_kling_content_pipeline", run_id) == "success"
+    summary = airflow.api.xcom("example_kling_content_pipeline", run_id, "summarise")
+    assert len(summary["videos"]) == 3
+    assert summary["seconds"] == 13
+
+
+def test_the_sensor_waits_in_each_of_its_modes(airflow: LocalAirflow) -> None:
+    run_id = airflow.trigger("kling_sensor_modes")
+    assert airflow.wait_for_run("kling_sensor_modes", run_id) == "success"
+    results = [
+        airflow.api.xcom("kling_sensor_modes", run_id, task_id)
+        for task_id in ("poke", "reschedule", "deferred")
+    ]
+    assert results[0] == results[1] == results[2]
+    assert results[0]["state"] == "completed"
+
+
+def test_a_sensor_that_may_fail_softly_is_skipped(airflow: LocalAirflow, service: KlingEmulator) -> None:
+    fault = service.inject("latency", seconds=9999)
+    run_id = airflow.trigger("kling_soft_fail")
+    airflow.wait_for_run("kling_soft_fail", run_id)
+    service.faults.remove(fault)
+    assert states(airflow, "kling_soft_fail", run_id) == {
+        "submit": {"success"},
+        "poke": {"skipped"},
+        "deferred": {"skipped"},
+    }
+
+
+def test_a_killed_triggerer_costs_nothing(airflow: LocalAirflow, service: KlingEmulator) -> None:
+    service.inject("latency", seconds=15)
+    run_id = airflow.trigger("kling_deferred")
+    airflow.api.wait_for_task("kling_deferred", run_id, "make", "deferred")
+    airflow.kill("triggerer")
+    airflow.start_component("triggerer")
+    airflow.wait_until_healthy()
+
+    assert airflow.wait_for_run("kling_deferred", run_id) == "success"
+    assert len(service.ledger.creates(run_id)) == 1
+
+
+def test_a_killed_worker_costs_nothing(airflow: LocalAirflow, service: KlingEmulator) -> None:
+    service.inject("latency", seconds=8)
+    run_id = airflow.trigger("kling_on_the_worker")
+    wait_until(lambda: airflow.api.xcom_keys("kling_on_the_worker", run_id, "make") >= {"task_id"})
+    airflow.kill("scheduler")
+    airflow.start_component("scheduler")
+    airflow.wait_until_healthy()
+
+    assert airflow.wait_for_run("kling_on_the_worker", run_id, timeout=240) == "success"
+    assert len(service.ledger.creates(run_id)) == 1
+    assert len(service.ledger.paid(run_id)) == 1
+
+
+def test_a_failed_video_is_asked_for_again_and_paid_once(
+    airflow: LocalAirflow, service: KlingEmulator
+) -> None:
+    service.inject("fail", fail_code="UPSTREAM_FAILED")
+    run_id = airflow.trigger("kling_on_the_worker")
+    assert airflow.wait_for_run("kling_on_the_worker", run_id) == "success"
+    assert len(service.ledger.creates(run_id)) == 2
+    assert len(service.ledger.paid(run_id)) == 1
+
+
+def test_refused_content_ends_the_task_without_retries(airflow: LocalAirflow, service: KlingEmulator) -> None:
+    service.inject("fail", fail_code="CONTENT_MODERATION", message="no, thank you")
+    run_id = airflow.trigger("kling_deferred")
+    assert airflow.wait_for_run("kling_deferred", run_id) == "failed"
+    assert len(service.ledger.creates(run_id)) == 1
+    assert "no, thank you" in airflow.api.task_log("kling_deferred", run_id, "make")
+
+
+def test_a_completed_video_is_delivered_again_when_its_task_is_cleared(
+    airflow: LocalAirflow, service: KlingEmulator
+) -> None:
+    run_id = airflow.trigger("kling_deferred")
+    assert airflow.wait_for_run("kling_deferred", run_id) == "success"
+    first = airflow.api.xcom("kling_deferred", run_id, "make")
+    airflow.api.call(
+        "POST",
+        "dags/kling_deferred/clearTaskInstances",
+        json={"dry_run": False, "dag_run_id": run_id, "task_ids": ["make"], "only_failed": False},
+    )
+    wait_until(lambda: airflow.api.run_state("kling_deferred", run_id) != "success")
+    assert airflow.wait_for_run("kling_deferred", run_id) == "success"
+
+    assert airflow.api.xcom("kling_deferred", run_id, "make") == first
+    assert len(service.ledger.creates(run_id)) == 1
+
+
+def test_a_deferred_task_that_a_person_ends_says_what_becomes_of_the_video(
+    airflow: LocalAirflow, service: KlingEmulator
+) -> None:
+    service.inject("latency", seconds=9999)
+    run_id = airflow.trigger("kling_deferred")
+    airflow.api.wait_for_task("kling_deferred", run_id, "make", "deferred")
+    wait_until(lambda: service.ledger.tasks(run_id)[0].queries >= 2)  # the trigger runs
+    airflow.api.call(
+        "PATCH",
+        f"dags/kling_deferred/dagRuns/{run_id}/taskInstances/make",
+        json={"new_state": "failed"},
+    )
+    wait_until(
+        lambda: any(
+            "goes on and will be billed" in path.read_text(errors="replace") for path in airflow.log_files()
+        )
+    )
+
+
+def test_the_key_is_in_no_log_xcom_trigger_row_or_rendered_field(
+    airflow: LocalAirflow, service: KlingEmulator
+) -> None:
+    service.inject("latency", seconds=9999)
+    service.inject("answer", status=401, call="query", skip=2)
+    run_id = airflow.trigger("kling_deferred")
+    wait_until(lambda: airflow.query("SELECT * FROM trigger"))
+    rows = airflow.query("SELECT * FROM trigger")
+    assert service.api_key not in json.dumps(rows, default=str)
+    airflow.wait_for_run("kling_deferred", run_id)
+
+    key = service.api_key.encode()
+    searched = [path for path in airflow.log_files() if path.stat().st_size]
+    searched += [airflow.database, *airflow.database.parent.glob("airflow.db-*")]
+    assert len(searched) > 5
+    assert [path for path in searched if key in path.read_bytes()] == []
+    assert service.ledger.key_leaks() == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("providers", "get", "airflow-provider-kling", "--full", "--output", "json"), "KlingHook"),
+        (("providers", "hooks"), "kling_conn_id"),
+        (("providers", "links"), "KlingVideoLink"),
+        (("config", "list", "--section", "kling"), "max_failed_queries"),
+        (("config", "get-value", "kling", "max_failed_queries"), "5"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_airflow_knows_the_provider(airflow: LocalAirflow, arguments: tuple[str, ...], expected: str) -> None:
+    assert expected in airflow.run_airflow(*arguments)
+
+
+def test_every_dag_was_read_without_errors(airflow: LocalAirflow) -> None:
+    airflow.api.wait_for_dag("kling_deferred")
+    assert airflow.api.import_errors() == {}
