@@ -1,5 +1,5 @@
 """
-What ``make test`` and ``make matrix`` run: each stage in the environment that it belongs to, two at a time.
+What ``make test`` and ``make matrix`` run: each stage in the environment that it belongs to, side by side.
 
     python -m dev.checks test | matrix | lint | format | unit | integration [ARGUMENT OF PYTEST...]
 
@@ -9,6 +9,7 @@ only, as this runs before anything is installed.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -34,7 +35,9 @@ from dev.environments import (
 MIN_BRANCH_COVERAGE = 95
 """Percent of the package's lines and branches that the unit tests have to reach on the newest Airflow."""
 
-_LANES = 2
+_LANES = max(2, os.cpu_count() or 2)
+_STAGE_LIMIT = 20 * 60.0  # seconds; a stage that takes longer hangs
+_TEARDOWN_LIMIT = 30.0  # seconds that an interrupted stage gets to tear down what it has set up
 _LINTED = ("airflow_provider_kling", "dev", "example_dags", "tests")
 _TYPED = ("airflow_provider_kling", "dev")
 _UNIT = ("-m", "pytest", "--ignore=tests/integration")
@@ -127,16 +130,22 @@ def _run_in_view(stage: Stage) -> int:
     except SetupError as error:
         print(error, file=sys.stderr)
         return 1
-    (command,) = stage.commands
-    return subprocess.run(
-        [Environment(stage.airflow).python, *command], cwd=CHECKOUT, env=_environment()
-    ).returncode
+    python = Environment(stage.airflow).python
+    return max(
+        subprocess.run([python, *command], cwd=CHECKOUT, env=_environment()).returncode
+        for command in stage.commands
+    )
 
 
 def _run_side_by_side(stages: Sequence[Stage]) -> int:
     began = time.monotonic()
     failed = []
     with ThreadPoolExecutor(_LANES) as lanes, _Processes() as processes:
+        try:
+            list(lanes.map(_prepare, dict.fromkeys(stage.airflow for stage in stages)))
+        except SetupError as error:
+            print(error, file=sys.stderr)
+            return 1
         for done in as_completed([lanes.submit(_run, stage, processes) for stage in stages]):
             outcome = done.result()
             _tell(outcome)
@@ -144,21 +153,23 @@ def _run_side_by_side(stages: Sequence[Stage]) -> int:
                 failed.append(outcome.stage.name)
     took = _duration(time.monotonic() - began)
     if failed:
-        print(
-            f"\nFailed: {', '.join(failed)} ({len(stages) - len(failed)} of {len(stages)} stages passed, {took})"
-        )
+        passed = f"{len(stages) - len(failed)} of {len(stages)} stages passed"
+        print(f"\nFailed: {', '.join(failed)} ({passed}, {took})")
         return 1
     print(f"\nAll {len(stages)} stages passed in {took}.")
     return 0
 
 
+def _prepare(airflow: str) -> None:
+    environment = Environment(airflow)
+    if not environment.is_ready():
+        began = time.monotonic()
+        environment.prepare()
+        print(f"ok     environment with Airflow {airflow}  {_duration(time.monotonic() - began)}", flush=True)
+
+
 def _run(stage: Stage, processes: _Processes) -> Outcome:
     began = time.monotonic()
-    try:
-        processes.stop_if_interrupted()
-        _prepare(stage.airflow)
-    except (SetupError, InterruptedError) as error:
-        return Outcome(stage, failed=True, seconds=time.monotonic() - began, output=str(error))
     output, closing_lines = "", []
     for command in stage.commands:
         code, said = processes.run([str(Environment(stage.airflow).python), *command])
@@ -169,18 +180,6 @@ def _run(stage: Stage, processes: _Processes) -> Outcome:
         if code:
             break
     return Outcome(stage, code != 0, time.monotonic() - began, output, closing_lines)
-
-
-def _prepare(airflow: str) -> None:
-    environment = Environment(airflow)
-    if not environment.is_ready():
-        began = time.monotonic()
-        print(f"making {environment.directory.relative_to(CHECKOUT)} (once)", flush=True)
-        environment.prepare()
-        print(
-            f"made   {environment.directory.relative_to(CHECKOUT)}  {_duration(time.monotonic() - began)}",
-            flush=True,
-        )
 
 
 def _tell(outcome: Outcome) -> None:
@@ -216,17 +215,20 @@ class _Processes:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         with self._lock:
             self._interrupted = kind is not None
-            for process in self._running:
-                process.send_signal(signal.SIGINT)  # on which pytest tears down what it has set up
-
-    def stop_if_interrupted(self) -> None:
-        if self._interrupted:
-            raise InterruptedError("not run: interrupted")
+            left = list(self._running)
+        for process in left:
+            process.send_signal(signal.SIGINT)  # on which pytest tears down what it has set up
+        deadline = time.monotonic() + _TEARDOWN_LIMIT
+        while any(process.poll() is None for process in left) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        for process in left:
+            _kill(process)
 
     def run(self, command: Sequence[str]) -> tuple[int, str]:
         """Run a command to its end; return its exit code and all that it said."""
         with self._lock:
-            self.stop_if_interrupted()
+            if self._interrupted:
+                return 1, "not run: interrupted"
             process = subprocess.Popen(
                 command,
                 cwd=CHECKOUT,
@@ -239,10 +241,23 @@ class _Processes:
                 start_new_session=True,  # a Ctrl-C reaches it once, through us
             )
             self._running.add(process)
-        said, _ = process.communicate()
+        try:
+            said, _ = process.communicate(timeout=_STAGE_LIMIT)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGABRT)  # on which pytest says where each of its threads is
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.communicate(timeout=_TEARDOWN_LIMIT)
+            _kill(process)
+            said, _ = process.communicate()
+            said += f"\nEnded after {_duration(_STAGE_LIMIT)}: it hangs. Above is where."
         with self._lock:
             self._running.discard(process)
         return process.returncode, said
+
+
+def _kill(process: subprocess.Popen[str]) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)  # what it has started may hold its output open
 
 
 def _interrupt(_signal: int, _frame: FrameType | None) -> None:

@@ -13,6 +13,7 @@ Without a key the service is the emulator. What can be set, in the environment o
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -287,16 +288,22 @@ def _describe(path: Path) -> str:
 
 def _keep_or_end(keep: bool | None, airflow: LocalAirflow) -> None:
     person = sys.stdin.isatty() and sys.stdout.isatty()
-    if keep is False or (keep is None and not person):
+    if not (person if keep is None else keep):
         print(
             "\nEverything is being stopped. To look around in the UI afterwards: make demo KEEP=1", flush=True
         )
-    elif person:
-        print(f"\nAirflow goes on at {airflow.url} (no login). Press Enter to stop it.", flush=True)
-        input()
-    else:
-        print(f"\nAirflow goes on at {airflow.url} (no login) until it gets Ctrl-C or SIGTERM.", flush=True)
-        signal.pause()
+        return
+    # Being told to end is what is waited for here, and no interruption.
+    with contextlib.suppress(KeyboardInterrupt, EOFError):
+        if person:
+            print(f"\nAirflow goes on at {airflow.url} (no login). Press Enter to stop it.", flush=True)
+            input()
+        else:
+            print(
+                f"\nAirflow goes on at {airflow.url} (no login) until it gets Ctrl-C or SIGTERM.", flush=True
+            )
+            signal.pause()
+    print("Everything is being stopped.", flush=True)
 
 
 def _end_orderly(_signal: int, _frame: FrameType | None) -> NoReturn:

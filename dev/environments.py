@@ -127,7 +127,7 @@ class Environment:
         with _lock(ENVIRONMENTS / f"airflow-{self.airflow}.lock"):
             if self.is_ready():
                 return False
-            (self.directory / _STAMP).unlink(missing_ok=True)
+            shutil.rmtree(self.directory, ignore_errors=True)
             uv = find_uv() or fetch_uv()
             if uv:
                 self._install_with_uv(uv)
@@ -137,7 +137,7 @@ class Environment:
         return True
 
     def _install_with_uv(self, uv: Path) -> None:
-        self._run(uv, "venv", "--quiet", "--clear", "--python", self._interpreter(), self.directory)
+        self._run(uv, "venv", "--quiet", "--python", self._interpreter(), self.directory)
         resolution = ["--resolution", "lowest-direct"] if self.airflow == LOWEST else []
         self._run(uv, "pip", "install", "--quiet", "--python", self.python, *resolution, *self.requirements)
 
@@ -161,7 +161,7 @@ class Environment:
                 "On Debian and Ubuntu: sudo apt install python3-venv. Or install uv (https://docs.astral.sh/uv/).\n"
                 "Then run the same command again."
             ) from None
-        self._run(sys.executable, "-m", "venv", "--clear", self.directory)
+        self._run(sys.executable, "-m", "venv", self.directory)
         pip = (self.python, "-m", "pip", "--disable-pip-version-check")
         self._run(*pip, "install", "--quiet", *self.requirements)
 

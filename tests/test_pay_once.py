@@ -128,6 +128,21 @@ def test_without_a_record_the_video_is_asked_for(task: Task, kling_emulator: Kli
     assert task.record()["kling_task_id"] == result["task_id"]
 
 
+def test_a_connection_that_airflow_does_not_find_for_a_moment_does_not_lose_a_paid_video(
+    task: Task, kling_emulator: KlingEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kill_at(monkeypatch, ledger_module.Ledger, "submitted", after=True)
+    task.killed_attempt()
+    with monkeypatch.context() as api_server_down:
+        api_server_down.delenv("AIRFLOW_CONN_KLING_DEFAULT")
+        error = task.attempt().error
+    assert isinstance(error, KlingError), "an AirflowFailException would end the task without retries"
+    assert "There is no connection 'kling_default', or Airflow could not look it up" in str(error)
+
+    assert task.attempt().value()["state"] == "completed"
+    assert len(kling_emulator.ledger.creates()) == len(kling_emulator.ledger.paid()) == 1
+
+
 def test_killed_after_the_id_was_stored_the_next_attempt_attaches(
     task: Task, kling_emulator: KlingEmulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:

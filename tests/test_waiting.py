@@ -45,6 +45,7 @@ from airflow_provider_kling.waiting import (
     Note,
     Outcome,
     Over,
+    PauseEvent,
     WaitEvent,
     Waiting,
     note_to,
@@ -391,6 +392,22 @@ def test_what_is_no_event_is_quoted_in_part() -> None:
     with pytest.raises(ValueError, match="not an event") as raised:
         WaitEvent.from_dict("x" * 10_000)
     assert len(str(raised.value)) < 300
+
+
+@pytest.mark.parametrize("ends_at", [NOW + 60, math.inf])
+def test_a_pause_survives_json(ends_at: float) -> None:
+    pause = PauseEvent(deadline=NOW + 3600, attempt_ends_at=ends_at)
+    written = json.dumps(pause.to_dict(), allow_nan=False)
+    assert PauseEvent.from_dict(json.loads(written)) == pause
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [None, "", {}, {"deadline": NOW}, {"deadline": None, "attempt_ends_at": None}, {"deadline": "x"}],
+)
+def test_what_is_no_pause_is_never_taken_for_one(payload: Any) -> None:
+    with pytest.raises(ValueError, match="not an event of KlingPauseTrigger: "):
+        PauseEvent.from_dict(payload)
 
 
 def resumed(outcome: Outcome, **settings: Any) -> Waiting:

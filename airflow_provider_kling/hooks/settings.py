@@ -122,19 +122,21 @@ def lookup_error(conn_id: str, error: Exception) -> ConnectionSettingsError | Co
     """
     Tell apart a connection that is not defined from one that could not be looked up, as far as Airflow does.
 
-    Airflow says "not defined" also where its API server or its database could not be asked.
+    Airflow says "not defined" also where its API server or its database could not be asked. So that can be
+    retried: an earlier attempt may have paid for a video that would be lost with the task.
     """
     if isinstance(error, AirflowNotFoundException):
         return ConnectionSettingsError(
             f"There is no connection {conn_id!r}, or Airflow could not look it up",
-            next_step=_how_to_set(conn_id),
+            next_step=f"A retry looks it up again. {_how_to_set(conn_id)}",
+            retryable=True,
         )
     return ConnectionLookupError(f"Airflow could not be asked for connection {conn_id!r}: {error}")
 
 
 def _how_to_set(conn_id: str) -> str:
     return (
-        "Nothing was sent and nothing was billed. Set the key as the password of a connection of type 'kling': "
+        "Set the key as the password of a connection of type 'kling': "
         f"airflow connections add {conn_id} --conn-type kling --conn-password 'sk_…', or in the environment "
         f"AIRFLOW_CONN_{conn_id.upper()}='kling://:sk_…@'."
     )
@@ -158,7 +160,8 @@ def _key(password: str | None, conn_id: str) -> str:
         problem = "the key holds white space or other characters that no key has"
     if problem:
         raise ConnectionSettingsError(
-            f"Connection {conn_id!r}, password: {problem}", next_step=_how_to_set(conn_id)
+            f"Connection {conn_id!r}, password: {problem}",
+            next_step=f"Nothing was sent and nothing was billed. {_how_to_set(conn_id)}",
         )
     return key
 

@@ -230,6 +230,21 @@ def test_a_submit_over_tls_that_never_came_about_is_repeated(
     assert len(clock.naps) == SUBMIT_TRIES - 1
 
 
+def test_before_each_post_its_maker_is_told_and_can_stop_it(hook: MakeHook, clock: Clock) -> None:
+    posts_seen: list[int] = []
+
+    def before_post() -> None:
+        posts_seen.append(len(service.received))
+        if len(posts_seen) == 3:
+            raise TimeoutError("not yours any more")
+
+    with Loopback(Answer(429)) as service:
+        with pytest.raises(TimeoutError, match="not yours any more"):
+            hook(service).submit(a_request(), before_post=before_post)
+        assert posts_seen == [0, 1, 2]
+        assert len(service.received) == 2
+
+
 @pytest.mark.usefixtures("clock")
 def test_a_server_that_speaks_no_tls_gets_nothing(hook: MakeHook) -> None:
     with Loopback(Fault.GREETING) as service:
@@ -664,6 +679,25 @@ def test_a_full_disk_leaves_no_file(hook: MakeHook, tmp_path: Path, monkeypatch:
     assert left_in(tmp_path) == []
 
 
+@pytest.mark.usefixtures("clock")
+@pytest.mark.parametrize(
+    ("reply", "is_there"),
+    [
+        (Answer(200, FILM, VIDEO), True),
+        (Answer(403), False),
+        (Answer(404), False),
+        (Answer(410), False),
+        (Answer(503), True),
+        (Answer(200, b"<html>", {"Content-Type": "text/html"}), True),
+        (Fault.CLOSED, True),
+    ],
+)
+def test_only_the_services_word_makes_a_result_gone(hook: MakeHook, reply: Reply, *, is_there: bool) -> None:
+    with Loopback(reply) as service:
+        assert hook(service).result_is_there(f"{service.url}/v.mp4") is is_there
+        assert service.received[0].key is None
+
+
 # Uploads
 
 
@@ -908,7 +942,7 @@ def test_a_connection_test_gives_up_in_time_whatever_the_connection_allows(
         set_limit(self, seconds)
 
     with Loopback(Fault.SILENT) as service:
-        asking = hook(service, connect_timeout=600, read_timeout=600)
+        asking = hook(service, connect_timeout=20, read_timeout=20)
         monkeypatch.setattr(socket.socket, "settimeout", settimeout)
         works, told = asking.test_connection()
     assert not works

@@ -223,6 +223,7 @@ def test_a_connection_that_is_not_there_is_told_with_how_to_make_it() -> None:
     error = lookup_error("my_kling", AirflowNotFoundException("The conn_id `my_kling` isn't defined"))
     assert isinstance(error, ConnectionSettingsError)
     assert "There is no connection 'my_kling'" in str(error)
+    assert error.retryable  # Airflow says the same where its API server is down
     assert "airflow connections add my_kling" in str(error)
     assert "AIRFLOW_CONN_MY_KLING=" in str(error)
 

@@ -18,8 +18,15 @@ from airflow.triggers.base import BaseTrigger, TriggerEvent
 import airflow_provider_kling.triggers.kling as module
 from airflow_provider_kling.api.errors import LostContactError
 from airflow_provider_kling.hooks.kling import KlingHook
-from airflow_provider_kling.triggers.kling import KlingVideoTrigger
-from airflow_provider_kling.waiting import MAX_ASKS_FOR_LINK, MAX_FAILURES, Outcome, WaitEvent, Waiting
+from airflow_provider_kling.triggers.kling import KlingPauseTrigger, KlingVideoTrigger
+from airflow_provider_kling.waiting import (
+    MAX_ASKS_FOR_LINK,
+    MAX_FAILURES,
+    Outcome,
+    PauseEvent,
+    WaitEvent,
+    Waiting,
+)
 from tests.hooks.conftest import KEY, Certificate, Connect
 from tests.hooks.loopback import Answer, Fault, Loopback, Reply, refused_port, task_answer
 from tests.hooks.test_parity import ANSWERS, LOST
@@ -182,8 +189,8 @@ def test_a_trigger_that_starts_again_too_late_asks_once_more(connect: Connect) -
 
 
 @pytest.mark.usefixtures("airflow_db")
-def test_without_a_connection_the_wait_is_refused() -> None:
-    assert fired_by(trigger(kling_conn_id="not_there")).outcome is Outcome.REFUSED
+def test_a_connection_that_airflow_does_not_find_is_looked_up_again() -> None:
+    assert fired_by(trigger(kling_conn_id="not_there")).outcome is Outcome.LOST_CONTACT
 
 
 @pytest.mark.parametrize("settings", [{"password": ""}, {"host": "ftp://x"}, {"ca_bundle": "/not/there.pem"}])
@@ -367,6 +374,29 @@ def test_airflows_triggerer_runs_it(connect: Connect) -> None:
         [(trigger_id, event)] = asyncio.run(run())
     assert trigger_id == 1
     assert WaitEvent.from_dict(event.payload).outcome is Outcome.COMPLETED
+
+
+# A pause
+
+
+@pytest.mark.parametrize("attempt_ends_at", [None, 1_800_000_500.0])
+def test_a_pause_ends_with_one_event_when_it_is_time(attempt_ends_at: float | None) -> None:
+    until = time.time() + 0.2
+    pause = KlingPauseTrigger(until=until, deadline=1_800_003_600.0, attempt_ends_at=attempt_ends_at)
+    [event] = asyncio.run(collect(again(pause)))
+    assert time.time() >= until
+    assert PauseEvent.from_dict(json.loads(json.dumps(event.payload))).to_dict() == {
+        "deadline": 1_800_003_600.0,
+        "attempt_ends_at": attempt_ends_at,
+    }
+
+
+def test_a_pause_that_starts_again_is_not_longer() -> None:
+    began = time.monotonic()
+    assert (
+        len(asyncio.run(collect(KlingPauseTrigger(until=time.time() - 60, deadline=time.time() + 60)))) == 1
+    )
+    assert time.monotonic() - began < 30
 
 
 # As a worker decides
