@@ -183,12 +183,17 @@ class Environment:
         )
         if result.returncode:
             said = (result.stdout + result.stderr).strip().splitlines()[-_LINES_SHOWN:]
+            fits = self._python_fits(sys.version_info[:2])
+            python = (
+                f"Airflow {self.airflow} needs Python 3.12 or 3.11: install one of them, so that uv finds it."
+            )
             raise SetupError(
                 "\n".join(
                     [
                         f"Could not make the environment for Airflow {self.airflow} in {self.directory}.",
                         f"{Path(command[0]).name} said:",
                         *(f"  {line}" for line in said),
+                        *([] if fits else [python]),
                         "If a package could not be fetched: is there a network, and can it reach the package index?",
                         "Behind a proxy set HTTPS_PROXY; for a mirror set UV_DEFAULT_INDEX and PIP_INDEX_URL.",
                         "What was made so far will not be used: run the same command again.",
