@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib
 from datetime import timedelta
 
 import pytest
@@ -19,8 +20,8 @@ from airflow_provider_kling.api.errors import (
 if not AIRFLOW_V_3_3_PLUS:
 
     def test_an_older_airflow_is_told_what_to_do_instead() -> None:
-        with pytest.raises(ImportError, match="needs Airflow 3.3 or later"):
-            import airflow_provider_kling.retry_policy
+        with pytest.raises(ImportError, match=r"needs Airflow 3\.3 or later"):
+            importlib.import_module("airflow_provider_kling.retry_policy")
 
 else:
     from airflow.sdk import DAG

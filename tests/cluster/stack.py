@@ -23,6 +23,7 @@ import requests
 from sqlalchemy import create_engine, text
 from sqlalchemy.exc import SQLAlchemyError
 
+from dev.airflow_api import ApiError
 from dev.local_airflow import COMPONENTS, LocalAirflow
 from dev.processes import LOOPBACK, GuardedProcess, free_port, inherited_environment
 
@@ -198,18 +199,24 @@ class Stack(ABC):
         return ids
 
     def clear(self, dag_id: str, run_id: str, task_id: str, map_index: int) -> None:
-        """Clear a task instance, as a person would who finds it failed."""
-        self.airflow.api.call(
-            "POST",
-            f"dags/{dag_id}/clearTaskInstances",
-            json={
-                "dry_run": False,
-                "dag_run_id": run_id,
-                "task_ids": [task_id if map_index < 0 else [task_id, map_index]],
-                "only_failed": False,
-                "reset_dag_runs": True,
-            },
-        )
+        """Clear a task instance, as a person would who finds it failed; SQLite may just be busy, so try for a while."""
+        wish = {
+            "dry_run": False,
+            "dag_run_id": run_id,
+            "task_ids": [task_id if map_index < 0 else [task_id, map_index]],
+            "only_failed": False,
+            "reset_dag_runs": True,
+        }
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                self.airflow.api.call("POST", f"dags/{dag_id}/clearTaskInstances", json=wish)
+            except (ApiError, requests.RequestException):
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(1)
+            else:
+                return
 
     def query(self, statement: str) -> list[dict[str, Any]]:
         """Read from the metadata database, which may just be down: then try again for a while."""

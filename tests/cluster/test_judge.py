@@ -16,6 +16,7 @@ from tests.cluster.judge import (
     ServiceTask,
     Verdict,
     judge,
+    key_of,
     mark_in,
     mark_of,
 )
@@ -136,6 +137,14 @@ def test_an_unknown_outcome_after_a_clear_answer_was_a_kill_within_the_submit() 
     assert judge([told], {MARK: ServiceSide((completed(),), unclear_answers=1)}).killed_in_submit == 0
 
 
+def test_a_task_that_its_operator_did_not_give_up_was_failed_by_airflow() -> None:
+    assert ended(("AirflowRuntimeError", "timed out")).was_failed_by_airflow
+    assert ended().was_failed_by_airflow
+    assert not ended(("AirflowFailException", "…"), ("ModerationError", "…")).was_failed_by_airflow
+    assert not succeeded().was_failed_by_airflow
+    assert not AirflowSide(MARK, "queued").was_failed_by_airflow
+
+
 def test_a_run_that_delivered_nothing_is_not_clean() -> None:
     assert not judge([], {}).is_clean
     assert not verdict_on(ended(("BadRequestError", "x (code 400)")), refusals=(400,)).is_clean
@@ -156,6 +165,7 @@ def test_every_video_is_in_exactly_one_row_besides_paid_twice() -> None:
 def test_the_mark_of_a_task_is_found_in_the_prompt_that_bears_it() -> None:
     mark = mark_of("chaos", "manual__2026-01-01T00:00:00+00:00", "mapped", 2)
     assert mark_in(f"A clip for [{mark}]") == mark
+    assert key_of(mark) == ("chaos", "manual__2026-01-01T00:00:00+00:00", "mapped", 2)
 
 
 def test_the_last_error_of_an_attempt_is_read_from_its_log_with_its_causes(tmp_path: Path) -> None:
