@@ -13,7 +13,7 @@ import requests
 
 _PAGE = 100
 _POLL = 0.5
-_SECONDS_PER_CALL = 30.0
+_SECONDS_PER_CALL = 90.0
 _TASK_KEYS = ("dag_id", "run_id", "task_id", "map_index", "try_number", "ti_id")
 _ON_EVERY_LINE = frozenset({"event", "timestamp", "level", "logger", "filename", "lineno", *_TASK_KEYS})
 
@@ -166,7 +166,7 @@ class AirflowApi:
         )["content"]
         return "\n".join(_line(entry) for entry in content)
 
-    def wait_for_dag(self, dag_id: str, timeout: float = 60) -> None:
+    def wait_for_dag(self, dag_id: str, timeout: float = 180) -> None:
         """
         Wait until a Dag has been read (at most ``timeout`` seconds).
 
@@ -207,7 +207,7 @@ class AirflowApi:
                 )
             time.sleep(_POLL)
 
-    def wait_for_run(self, dag_id: str, run_id: str, timeout: float = 120) -> str:
+    def wait_for_run(self, dag_id: str, run_id: str, timeout: float = 300) -> str:
         """
         Wait until a run is over (at most ``timeout`` seconds) and return its state, ``success`` or ``failed``.
 
@@ -218,7 +218,7 @@ class AirflowApi:
         return self.run_state(dag_id, run_id)
 
     def wait_for_task(
-        self, dag_id: str, run_id: str, task_id: str, state: str, *, map_index: int = -1, timeout: float = 60
+        self, dag_id: str, run_id: str, task_id: str, state: str, *, map_index: int = -1, timeout: float = 180
     ) -> TaskInstance:
         """
         Wait until a task is in a state, such as ``deferred``, and return it.

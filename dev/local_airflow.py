@@ -25,7 +25,7 @@ from dev.airflow_api import AirflowApi, ApiError, TaskInstance
 from dev.processes import LOOPBACK, GuardedProcess, free_port, inherited_environment
 
 _POLL = 0.25
-_START_TIMEOUT = 120.0
+_START_TIMEOUT = 240.0
 
 COMPONENTS: Mapping[str, Sequence[str]] = {
     "api-server": ("api-server",),
@@ -216,11 +216,11 @@ class LocalAirflow:
         self.api.unpause(dag_id)
         return self.api.trigger(dag_id, conf)
 
-    def wait_for_run(self, dag_id: str, run_id: str, timeout: float = 120) -> str:
+    def wait_for_run(self, dag_id: str, run_id: str, timeout: float = 300) -> str:
         """Wait until a run is over (at most ``timeout`` seconds) and return its state, ``success`` or ``failed``."""
         return self.api.wait_for_run(dag_id, run_id, timeout)
 
-    def run(self, dag_id: str, conf: Mapping[str, Any] | None = None, timeout: float = 120) -> str:
+    def run(self, dag_id: str, conf: Mapping[str, Any] | None = None, timeout: float = 300) -> str:
         """
         Run a Dag to its end and return the run's id.
 

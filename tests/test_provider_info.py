@@ -89,15 +89,27 @@ def test_airflow_itself_registers_it() -> None:
 
 
 def test_airflows_form_has_every_field() -> None:
-    from airflow.providers_manager import ProvidersManager
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        widgets = ProvidersManager().connection_form_widgets
-        behaviour = ProvidersManager().field_behaviours["kling"]
-    ours = [each.field_name for each in widgets.values() if each.package_name == NAME]
-    assert sorted(ours) == sorted(CONNECTION_TYPE["conn-fields"])
-    assert behaviour["relabeling"] == {"password": "API key", "host": "Base URL"}
+    """Asked in a process of its own: Airflow 3.1 puts stand-ins for the form's library into the one that asks."""
+    if importlib.util.find_spec("airflow.api_fastapi"):
+        form = run_python(
+            "from airflow.api_fastapi.core_api.services.ui.connections import HookMetaService as forms\n"
+            "print(*[form.model_dump_json() for form in forms.hook_meta_data() if form.connection_type == 'kling'])"
+        )
+        if form["standard_fields"] is None and version("apache-airflow").startswith("3.0."):
+            pytest.skip("Airflow 3.0 shows no provider's fields without the form's library")
+        titles = {name: field["title"] for name, field in form["standard_fields"].items() if field}
+        fields = form["extra_fields"]
+    else:
+        form = run_python(
+            "import json\n"
+            "from airflow.providers_manager import ProvidersManager\n"
+            "widgets = ProvidersManager().connection_form_widgets.values()\n"
+            f"ours = [widget.field_name for widget in widgets if widget.package_name == {NAME!r}]\n"
+            "print(json.dumps([ProvidersManager().field_behaviours['kling'], ours]))"
+        )
+        titles, fields = form[0]["relabeling"], form[1]
+    assert (titles["password"], titles["host"]) == ("API key", "Base URL")
+    assert sorted(fields) == sorted(CONNECTION_TYPE["conn-fields"])
 
 
 # What it names is there

@@ -19,7 +19,7 @@ from airflow_provider_kling.waiting import MAX_FAILURES, AskAgain, Over, WaitEve
 if TYPE_CHECKING:
     from airflow_provider_kling.hooks.async_client import AsyncKlingClient
 
-ON_KILL_SECONDS = 20.0
+ON_KILL_SECONDS = 28.0
 """How long Airflow is asked for the task's state; a triggerer's first such question takes seconds."""
 _ENDED = ("failed", "success", "skipped")
 

@@ -302,18 +302,23 @@ def _print(result: Mapping[str, Any], *, is_control: bool) -> None:
     _row("processes that ended because of them", result["revived"])
     _row("found nothing to strike", sum(result["missed"].values()))
     _rule()
-    for name, count in verdict.rows():
-        # The control ends with its first double payment; what else was under way is cut off then.
-        if not is_control or name in ("videos asked for", "paid twice"):
+    if is_control:
+        # It ends with its first double payment: what else was under way is cut off then, and no fault.
+        _row("videos asked for", verdict.asked)
+        _row("paid twice", verdict.paid_twice)
+    else:
+        for name, count in verdict.rows():
             _row(name, count)
-    _row("attempts for them", result["tries"])
-    _row("failed by Airflow with retries left, cleared then", result["cleared"])
-    _row("unknown because a kill hit the submit itself", verdict.killed_in_submit)
+        _rule()
+        _row("attempts for them", result["tries"])
+        _row("unknown because a kill hit the submit itself", verdict.killed_in_submit)
+        _row("failed by Airflow with retries left, cleared then", result["cleared"])
     _rule()
     for finding in verdict.findings:
-        if finding.paid_twice if is_control else finding.is_fault:
-            twice = "PAID TWICE, " if finding.paid_twice else ""
-            print(f"{twice}{finding.outcome.value}: {finding.mark}\n    {finding.why}\n    {finding.service}")
+        if finding.paid_twice:
+            print(f"PAID TWICE: {finding.mark}\n    {finding.service}")
+        elif finding.is_fault and not is_control:
+            print(f"{finding.outcome.value}: {finding.mark}\n    {finding.why}\n    {finding.service}")
 
 
 def _row(name: str, count: int) -> None:
