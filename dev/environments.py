@@ -46,7 +46,8 @@ _NEWEST_PYTHON = {"2.11": (3, 12), "3.0": (3, 12), "3.1": (3, 13)}
 """Newest Python that a minor version of Airflow runs on, where that is not every one in use (Airflow's own table)."""
 
 _HELD_BACK = {
-    "3.0": ("cadwyn<6", "fastapi<0.118", "pyjwt<2.11"),
+    LOWEST: ("universal-pathlib<0.3",),
+    "3.0": ("cadwyn<6", "fastapi<0.118", "pyjwt<2.11", "universal-pathlib<0.3"),
     "3.2": ("cadwyn<8", "fastapi<0.137", "svcs<26"),
 }
 """What an old Airflow does not bear in its newest form. Airflow's own constraint files say it too, but they would hold
@@ -83,7 +84,7 @@ class Environment:
         pyproject = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())
         groups = [spec for group in GROUPS for spec in pyproject["dependency-groups"][group]]
         if self.airflow == LOWEST:
-            airflow = []
+            airflow = [*_HELD_BACK[LOWEST]]
         elif self.airflow == CLUSTER:
             airflow = [f"apache-airflow[celery,postgres]=={NEWEST}", "asyncpg"]
         else:
