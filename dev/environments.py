@@ -280,10 +280,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for airflow in given.airflow:
         environment = Environment(airflow)
         if not environment.is_ready():
-            print(
-                f"Installing Airflow {airflow} into {environment.directory} (once; a minute or two)",
-                flush=True,
-            )
+            print(f"Making {environment.directory} (once; a minute or two)", flush=True)
         try:
             environment.prepare()
         except SetupError as error:

@@ -65,7 +65,16 @@ def test_the_pipeline_makes_one_video_for_each_idea(
 ) -> None:
     run_dag(load("example_kling_content_pipeline"))
 
-    bodies = [task.body for task in kling_emulator.ledger.tasks()]
-    assert [body.get("duration") for body in bodies] == ["5", "3", "5"]
-    assert [body.get("aspect_ratio") for body in bodies] == ["9:16", "1:1", None]
-    assert [body.get("sound") for body in bodies] == [None, None, "on"]
+    # Airflow does not promise in which order it runs the tasks of a list.
+    bodies = {str(task.body["prompt"]).split()[-1]: task.body for task in kling_emulator.ledger.tasks()}
+    assert {name: body.get("duration") for name, body in bodies.items()} == {
+        "window": "5",
+        "motion": "3",
+        "park": "5",
+    }
+    assert [bodies[name].get("aspect_ratio") for name in ("window", "motion", "park")] == [
+        "9:16",
+        "1:1",
+        None,
+    ]
+    assert [bodies[name].get("sound") for name in ("window", "motion", "park")] == [None, None, "on"]

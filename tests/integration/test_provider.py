@@ -142,12 +142,22 @@ def test_a_deferred_task_that_a_person_ends_says_what_becomes_of_the_video(
     airflow: LocalAirflow, service: KlingEmulator
 ) -> None:
     service.inject("latency", seconds=9999)
-    run_id = airflow.trigger("kling_deferred")
-    airflow.api.wait_for_task("kling_deferred", run_id, "make", "deferred")
+    airflow.api.call(
+        "POST",
+        "connections",
+        json={
+            "connection_id": "kling_stored",
+            "conn_type": "kling",
+            "host": service.base_url,
+            "password": service.api_key,
+        },
+    )
+    run_id = airflow.trigger("kling_stored_connection")
+    airflow.api.wait_for_task("kling_stored_connection", run_id, "make", "deferred")
     wait_until(lambda: service.ledger.tasks(run_id)[0].queries >= 2)  # the trigger runs
     airflow.api.call(
         "PATCH",
-        f"dags/kling_deferred/dagRuns/{run_id}/taskInstances/make",
+        f"dags/kling_stored_connection/dagRuns/{run_id}/taskInstances/make",
         json={"new_state": "failed"},
     )
     wait_until(

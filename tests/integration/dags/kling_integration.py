@@ -18,6 +18,11 @@ with DAG("kling_deferred", schedule=None, default_args=RETRIES):
         task_id="make", prompt=MARK, deferrable=True, poll_interval=2, retry_policy=KlingRetryPolicy()
     )
 
+with DAG("kling_stored_connection", schedule=None, default_args=RETRIES):
+    KlingGenerateVideoOperator(
+        task_id="make", prompt=MARK, kling_conn_id="kling_stored", deferrable=True, poll_interval=2
+    )
+
 with DAG("kling_on_the_worker", schedule=None, default_args=RETRIES):
     KlingGenerateVideoOperator(task_id="make", prompt=MARK, poll_interval=1)
 
