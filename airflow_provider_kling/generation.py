@@ -63,6 +63,8 @@ class Generation:
         self._ledger = ledger
         self._request = request
         self._log: Any = operator.log
+        # Read here, so that a wrong setting is told before anything is paid.
+        self._max_failures = config.max_failed_queries()
         self._submission = Submission(
             hook,
             ledger,
@@ -106,7 +108,7 @@ class Generation:
         limits = PauseEvent(deadline=event.deadline, attempt_ends_at=event.deadline)
         obtained = self._submission.resumed(event)
         waiting = Waiting.resumed(
-            event, poll_interval=self._operator.poll_interval, max_failures=config.max_failed_queries()
+            event, poll_interval=self._operator.poll_interval, max_failures=self._max_failures
         )
         try:
             task = self._finish(obtained, self._follow(obtained, waiting))
@@ -141,7 +143,7 @@ class Generation:
             deadline=min(obtained.deadline, limits.attempt_ends_at),
             poll_interval=self._operator.poll_interval,
             started=obtained.submitted_at,
-            max_failures=config.max_failed_queries(),
+            max_failures=self._max_failures,
         )
         return self._follow(obtained, waiting)
 

@@ -225,7 +225,7 @@ def seconds_above_zero(name: str, value: float | timedelta) -> float:
     :raises ValueError: where it is not a number of seconds or a timedelta above zero.
     """
     seconds = value.total_seconds() if isinstance(value, timedelta) else value
-    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not seconds > 0:
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds < math.inf:
         raise ValueError(f"{name} must be a number of seconds above 0, or a timedelta; got {value!r}")
     return float(seconds)
 

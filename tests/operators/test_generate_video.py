@@ -292,7 +292,7 @@ def test_what_another_task_returns_is_left_alone_at_parse_time() -> None:
 
 
 @pytest.mark.parametrize("name", ["timeout", "poll_interval"])
-@pytest.mark.parametrize("value", [0, -1, "10", None, True, float("nan")])
+@pytest.mark.parametrize("value", [0, -1, "10", None, True, float("nan"), float("inf")])
 def test_intervals_and_limits_are_seconds_above_zero(name: str, value: Any) -> None:
     with pytest.raises(ValueError, match=name):
         operator(**{name: value})
