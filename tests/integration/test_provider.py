@@ -38,7 +38,7 @@ def test_the_first_example_waits_deferred_and_leaves_a_file(
     task_id = airflow.api.xcom(dag_id, run_id, "make_video", "task_id")
     link = airflow.api.call("GET", f"dags/{dag_id}/dagRuns/{run_id}/taskInstances/make_video/links")
 
-    assert airflow.wait_for_run(dag_id, run_id) == "success"
+    assert airflow.wait_for_run(dag_id, run_id) == "success", airflow.why_run_failed(dag_id, run_id)
     video = airflow.api.xcom(dag_id, run_id, "make_video")
     assert video["task_id"] == task_id == service.ledger.tasks("whole way")[0].task_id
     assert task_id in json.dumps(link)
@@ -48,15 +48,17 @@ def test_the_first_example_waits_deferred_and_leaves_a_file(
 
 def test_the_pipeline_makes_all_its_videos(airflow: LocalAirflow) -> None:
     run_id = airflow.trigger("example_kling_content_pipeline")
-    assert airflow.wait_for_run("example_kling_content_pipeline", run_id) == "success"
+    assert airflow.wait_for_run("example_kling_content_pipeline", run_id) == "success", (
+        airflow.why_run_failed("example_kling_content_pipeline", run_id)
+    )
     summary = airflow.api.xcom("example_kling_content_pipeline", run_id, "summarise")
     assert len(summary["videos"]) == 3
     assert summary["seconds"] == 13
 
 
-def test_the_sensor_waits_in_each_of_its_modes(airflow: LocalAirflow) -> None:
-    run_id = airflow.trigger("kling_sensor_modes")
-    assert airflow.wait_for_run("kling_sensor_modes", run_id) == "success"
+def test_the_sensor_waits_in_each_of_its_modes(airflow: LocalAirflow, service: KlingEmulator) -> None:
+    service.inject("latency", seconds=15)
+    run_id = airflow.run("kling_sensor_modes")
     results = [
         airflow.api.xcom("kling_sensor_modes", run_id, task_id)
         for task_id in ("poke", "reschedule", "deferred")
@@ -85,7 +87,9 @@ def test_a_killed_triggerer_costs_nothing(airflow: LocalAirflow, service: KlingE
     airflow.start_component("triggerer")
     airflow.wait_until_healthy()
 
-    assert airflow.wait_for_run("kling_deferred", run_id) == "success"
+    assert airflow.wait_for_run("kling_deferred", run_id) == "success", airflow.why_run_failed(
+        "kling_deferred", run_id
+    )
     assert len(service.ledger.creates(run_id)) == 1
 
 
@@ -97,7 +101,9 @@ def test_a_killed_worker_costs_nothing(airflow: LocalAirflow, service: KlingEmul
     airflow.start_component("scheduler")
     airflow.wait_until_healthy()
 
-    assert airflow.wait_for_run("kling_on_the_worker", run_id, timeout=240) == "success"
+    assert airflow.wait_for_run("kling_on_the_worker", run_id, timeout=240) == "success", (
+        airflow.why_run_failed("kling_on_the_worker", run_id)
+    )
     assert len(service.ledger.creates(run_id)) == 1
     assert len(service.ledger.paid(run_id)) == 1
 
@@ -107,7 +113,9 @@ def test_a_failed_video_is_asked_for_again_and_paid_once(
 ) -> None:
     service.inject("fail", fail_code="UPSTREAM_FAILED")
     run_id = airflow.trigger("kling_on_the_worker")
-    assert airflow.wait_for_run("kling_on_the_worker", run_id) == "success"
+    assert airflow.wait_for_run("kling_on_the_worker", run_id) == "success", airflow.why_run_failed(
+        "kling_on_the_worker", run_id
+    )
     assert len(service.ledger.creates(run_id)) == 2
     assert len(service.ledger.paid(run_id)) == 1
 
@@ -124,7 +132,9 @@ def test_a_completed_video_is_delivered_again_when_its_task_is_cleared(
     airflow: LocalAirflow, service: KlingEmulator
 ) -> None:
     run_id = airflow.trigger("kling_deferred")
-    assert airflow.wait_for_run("kling_deferred", run_id) == "success"
+    assert airflow.wait_for_run("kling_deferred", run_id) == "success", airflow.why_run_failed(
+        "kling_deferred", run_id
+    )
     first = airflow.api.xcom("kling_deferred", run_id, "make")
     airflow.api.call(
         "POST",
@@ -132,7 +142,9 @@ def test_a_completed_video_is_delivered_again_when_its_task_is_cleared(
         json={"dry_run": False, "dag_run_id": run_id, "task_ids": ["make"], "only_failed": False},
     )
     wait_until(lambda: airflow.api.run_state("kling_deferred", run_id) != "success")
-    assert airflow.wait_for_run("kling_deferred", run_id) == "success"
+    assert airflow.wait_for_run("kling_deferred", run_id) == "success", airflow.why_run_failed(
+        "kling_deferred", run_id
+    )
 
     assert airflow.api.xcom("kling_deferred", run_id, "make") == first
     assert len(service.ledger.creates(run_id)) == 1
