@@ -31,9 +31,13 @@ def get_provider_info() -> dict[str, Any]:
             }
         ],
         "operators": [_modules("airflow_provider_kling.operators.kling")],
-        "sensors": [_modules("airflow_provider_kling.sensors.kling")],
+        "sensors": [
+            _modules("airflow_provider_kling.sensors.kling", "airflow_provider_kling.sensors.balance")
+        ],
         "hooks": [_modules("airflow_provider_kling.hooks.kling")],
-        "triggers": [_modules("airflow_provider_kling.triggers.kling")],
+        "triggers": [
+            _modules("airflow_provider_kling.triggers.kling", "airflow_provider_kling.triggers.balance")
+        ],
         "connection-types": [
             {
                 "connection-type": "kling",
@@ -73,9 +77,24 @@ def get_provider_info() -> dict[str, Any]:
                         "description": "URL of a proxy; that of the environment unless set.",
                         "schema": {"type": ["string", "null"]},
                     },
+                    "prices": {
+                        "label": "Prices (JSON)",
+                        "description": (
+                            "Prices of this account that differ, USD per second by model, mode and sound, such as "
+                            '{"kling-v3-omni": {"std": {"plain": 0.05, "sound": 0.08, "original_sound": 0.07}}}.'
+                        ),
+                        "schema": {"type": ["string", "null"]},
+                    },
                 },
             }
         ],
+        "task-decorators": [
+            {
+                "name": "kling_video",
+                "class-name": "airflow_provider_kling.decorators.kling.kling_video_task",
+            }
+        ],
+        "cli": ["airflow_provider_kling.cli.definition.airflow_commands"],
         "extra-links": ["airflow_provider_kling.links.kling.KlingVideoLink"],
         "config": {
             "kling": {
@@ -101,6 +120,17 @@ def get_provider_info() -> dict[str, Any]:
                         "type": "integer",
                         "example": None,
                         "default": "5",
+                    },
+                    "prices": {
+                        "description": (
+                            "Prices that differ from the service's table, as JSON: USD per second of output by model, "
+                            "mode and sound (plain, sound, original_sound). What is not named keeps its price; a new "
+                            "model or mode needs plain. The extra 'prices' of a connection beats this.\n"
+                        ),
+                        "version_added": "0.1.0",
+                        "type": "string",
+                        "example": '{"kling-v3-omni": {"std": {"plain": 0.05, "sound": 0.08}}}',
+                        "default": None,
                     },
                 },
             }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from airflow.providers.common.compat.sdk import AirflowConfigException, conf
 
+from airflow_provider_kling.api.pricing import PriceTable, read_prices
 from airflow_provider_kling.waiting import MAX_FAILURES
 
 SECTION = "kling"
@@ -24,3 +25,15 @@ def max_failed_queries() -> int:
 def ledger_path() -> str | None:
     """Return the directory of the file ledger, on local disk or object storage; None where none is set."""
     return conf.get(SECTION, "ledger_path", fallback=None) or None
+
+
+def prices() -> PriceTable:
+    """
+    Return the price table, with the prices of ``[kling] prices`` in place of the service's own.
+
+    :raises AirflowConfigException: where one of them is wrong, naming its key.
+    """
+    try:
+        return read_prices(conf.get(SECTION, "prices", fallback=None))
+    except ValueError as error:
+        raise AirflowConfigException(f"[{SECTION}] {error}") from None

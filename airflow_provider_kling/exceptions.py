@@ -33,18 +33,31 @@ from airflow_provider_kling.api.errors import (
     UnreachableError,
     UnreadableAnswerError,
 )
+from airflow_provider_kling.api.media import MediaLibraryMissingError
+from airflow_provider_kling.balance import BalanceTooLowError, BalanceUnknownError
+from airflow_provider_kling.budget import BudgetExceededError, InsufficientBalanceError
+from airflow_provider_kling.hooks.upload import FileChangedError, FileUnavailableError, UnusableFileError
+from airflow_provider_kling.ledger import LedgerError
 
 __all__ = [
     "BadRequestError",
+    "BalanceTooLowError",
+    "BalanceUnknownError",
+    "BudgetExceededError",
     "ConnectionLookupError",
     "ConnectionSettingsError",
     "DownloadError",
+    "FileChangedError",
+    "FileUnavailableError",
+    "InsufficientBalanceError",
     "InvalidInputError",
     "InvalidRequestError",
     "KeyRefusedError",
     "KlingError",
     "KlingTaskError",
+    "LedgerError",
     "LostContactError",
+    "MediaLibraryMissingError",
     "ModerationError",
     "NoCreditsError",
     "NoResultError",
@@ -59,6 +72,7 @@ __all__ = [
     "UnknownSubmissionError",
     "UnreachableError",
     "UnreadableAnswerError",
+    "UnusableFileError",
     "raising_to_airflow",
     "to_airflow",
 ]

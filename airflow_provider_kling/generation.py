@@ -10,30 +10,36 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_provider_kling import config
 from airflow_provider_kling.api.errors import (
+    DownloadError,
     KlingError,
     Paid,
     RateLimitedError,
     ResultExpiredError,
     TaskFailedError,
+    TaskNotFoundError,
     TooManyTasksError,
 )
+from airflow_provider_kling.api.task import TaskState, VideoTask
+from airflow_provider_kling.deferral import follow
 from airflow_provider_kling.links.kling import KlingVideoLink
-from airflow_provider_kling.result import describe_request, video_result
+from airflow_provider_kling.result import Asked, dry_result, video_result
 from airflow_provider_kling.submission import Obtained, OnExpiredResult, Submission
-from airflow_provider_kling.triggers.kling import KlingPauseTrigger, KlingVideoTrigger
+from airflow_provider_kling.triggers.kling import KlingPauseTrigger
 from airflow_provider_kling.waiting import DEFER_NET, Outcome, Over, PauseEvent, WaitEvent, Waiting
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
-    from airflow_provider_kling.api.request import VideoRequest
-    from airflow_provider_kling.api.task import VideoTask
+    from airflow_provider_kling.delivery import Delivery
     from airflow_provider_kling.hooks.kling import KlingHook
     from airflow_provider_kling.ledger import Ledger
     from airflow_provider_kling.operators.kling import KlingGenerateVideoOperator
+    from airflow_provider_kling.order import Order
 
 XCOM_TASK_ID = "task_id"
 """XCom key of the service's task id, pushed right after the submit."""
+XCOM_VIDEO = "kling_video"
+"""XCom key of what was asked for and its estimated cost, pushed before the task waits."""
 BUSY_PAUSE = 30.0
 """Least seconds to wait before a busy service is asked again; up to half as much again is added by chance."""
 
@@ -46,7 +52,8 @@ class Generation:
     :param context: Airflow's context of the task.
     :param hook: the service.
     :param ledger: what earlier attempts left.
-    :param request: what is asked for.
+    :param delivery: what becomes of the video.
+    :param order: what is asked for; None where this process goes on with what was asked for before.
     """
 
     def __init__(
@@ -55,20 +62,22 @@ class Generation:
         context: Context,
         hook: KlingHook,
         ledger: Ledger,
-        request: VideoRequest,
+        delivery: Delivery,
+        order: Order | None = None,
     ) -> None:
         self._operator = operator
         self._context = context
         self._hook = hook
         self._ledger = ledger
-        self._request = request
+        self._delivery = delivery
+        self._order = order
         self._log: Any = operator.log
         # Read here, so that a wrong setting is told before anything is paid.
         self._max_failures = config.max_failed_queries()
         self._submission = Submission(
             hook,
             ledger,
-            request,
+            order,
             on_unknown_submission=operator.on_unknown_submission,
             log=operator.log,
             is_killed=lambda: operator.is_killed,
@@ -89,13 +98,26 @@ class Generation:
                 if not self._operator.wait_for_completion:
                     self._log.info("Not waiting for it: wait_for_completion is off.")
                     task = obtained.task or self._hook.get_task(obtained.kling_task_id)
-                    return video_result(task, self._request)
+                    return video_result(task, self.asked)
                 task_or_none = self._finish(obtained, self._wait(obtained, limits))
                 if task_or_none is not None:
                     return self._deliver(obtained, task_or_none)
                 limits = replace(limits, deadline=time.time() + self._operator.timeout)
             except (RateLimitedError, TooManyTasksError) as error:
                 self._pause(error, limits)
+
+    def rehearse(self) -> dict[str, Any]:
+        """
+        Do all that comes before the submit, and stop there.
+
+        :return: what goes to XCom.
+        :raises KlingError: where the submit would not be made.
+        """
+        assert self._order is not None  # noqa: S101 - a rehearsal is of an order
+        self._order.check()
+        self._log.info("Nothing is asked for: this is a dry run.")
+        self._push_asked(None)
+        return dry_result(self._order.asked)
 
     def resume(self, event: WaitEvent) -> dict[str, Any]:
         """
@@ -111,18 +133,19 @@ class Generation:
             event, poll_interval=self._operator.poll_interval, max_failures=self._max_failures
         )
         try:
-            task = self._finish(obtained, self._follow(obtained, waiting))
+            task = self._finish(obtained, self._follow(waiting))
         except TooManyTasksError as error:
             self._pause(error, limits)
-            return self.start(limits)
+            return self._operator.start_again(self._context, limits)
         assert task is not None  # noqa: S101 - only an earlier attempt's task is made anew
         return self._deliver(obtained, task)
 
     def announce(self) -> None:
         """Tell what is asked for, what it will cost, and what is odd about it."""
-        for warning in self._request.warnings():
+        assert self._order is not None  # noqa: S101 - who only goes on announces nothing
+        for warning in self._order.request.warnings():
             self._log.warning("%s", warning)
-        self._log.info("Asking Kling for a video: %s", describe_request(self._request))
+        self._log.info("Asking Kling for a video: %s", self._order.describe())
         if not self._ledger.is_kept:
             self._log.warning(
                 "This submission is not remembered: should this attempt crash between the submit and its end, a "
@@ -135,7 +158,19 @@ class Generation:
         # The log first: should XCom be out of reach, the id is still there to be read.
         self._log.info("Kling task id: %s", obtained.kling_task_id)
         self._context["ti"].xcom_push(key=XCOM_TASK_ID, value=obtained.kling_task_id)
+        self._push_asked(obtained.kling_task_id)
         self._push_link(obtained.kling_task_id, obtained.task)
+
+    def _push_asked(self, kling_task_id: str | None) -> None:
+        asked = self.asked
+        if asked is not None:
+            told = {"task_id": kling_task_id, **asked.to_dict()}
+            self._context["ti"].xcom_push(key=XCOM_VIDEO, value=told)
+
+    @property
+    def asked(self) -> Asked | None:
+        """What was asked for, None where that is not known any more."""
+        return self._order.asked if self._order is not None else asked_before(self._context)
 
     def _wait(self, obtained: Obtained, limits: PauseEvent) -> Over:
         waiting = Waiting(
@@ -145,24 +180,10 @@ class Generation:
             started=obtained.submitted_at,
             max_failures=self._max_failures,
         )
-        return self._follow(obtained, waiting)
+        return self._follow(waiting, obtained.task)
 
-    def _follow(self, obtained: Obtained, waiting: Waiting) -> Over:
-        if obtained.task is not None and obtained.task.state.is_terminal:
-            decision = waiting.on_task(obtained.task, time.time())
-        else:
-            decision = self._hook.ask_once(waiting)
-        if isinstance(decision, Over):
-            return decision
-        if self._operator.deferrable:
-            self._log.info("Deferring: the triggerer waits for Kling task %s.", waiting.task_id)
-            self._operator.defer(
-                trigger=KlingVideoTrigger.of(waiting, kling_conn_id=self._hook.kling_conn_id),
-                method_name="execute_complete",
-                timeout=waiting.net(time.time()),
-            )
-        time.sleep(max(0.0, decision.at - time.time()))
-        return self._hook.wait_until_over(waiting)
+    def _follow(self, waiting: Waiting, known: VideoTask | None = None) -> Over:
+        return follow(self._operator, self._hook, waiting, deferrable=self._operator.deferrable, known=known)
 
     def _finish(self, obtained: Obtained, over: Over) -> VideoTask | None:
         """
@@ -174,6 +195,13 @@ class Generation:
         if error is None:
             assert over.task is not None  # noqa: S101 - every outcome without an error has a task
             return over.task if self._can_be_had(obtained, over.task) else None
+        if (
+            isinstance(error, TaskNotFoundError)
+            and obtained.is_from_earlier_attempt
+            and self._delivery.was_stored(obtained.kling_task_id)
+        ):
+            self._log.info("The service has forgotten Kling task %s, but its video is stored.", error.task_id)
+            return VideoTask(task_id=obtained.kling_task_id, state=TaskState.COMPLETED)
         if isinstance(error, TaskFailedError):
             self._submission.release(obtained)
             if (
@@ -188,7 +216,7 @@ class Generation:
         raise error
 
     def _can_be_had(self, obtained: Obtained, task: VideoTask) -> bool:
-        if not obtained.is_from_earlier_attempt or self._hook.result_is_there(task.video_url or ""):
+        if not obtained.is_from_earlier_attempt or self._delivery.is_there(task):
             return True
         what = f"Kling task {task.task_id} is completed and was billed, but the service has deleted its video"
         if self._operator.on_expired_result is OnExpiredResult.FAIL:
@@ -205,12 +233,13 @@ class Generation:
         return False
 
     def _deliver(self, obtained: Obtained, task: VideoTask) -> dict[str, Any]:
-        self._push_link(task.task_id, task)
-        seconds = "" if task.generation_seconds is None else f" after {task.generation_seconds:.0f} s"
-        shown = (task.video_url or "").partition("?")[0]
-        self._log.info("Kling task %s is completed%s: %s", task.task_id, seconds, shown)
+        try:
+            result = self._delivery.deliver(task, self.asked)
+        except DownloadError as error:
+            self._say_what_a_retry_does(error)
+            raise
         self._submission.delivered(obtained)
-        return video_result(task, self._request)
+        return result
 
     def _pause(self, error: RateLimitedError | TooManyTasksError, limits: PauseEvent) -> None:
         """
@@ -225,6 +254,7 @@ class Generation:
             raise error
         self._log.info("%s. Asking again in %.0f s.", error.what, until - now)
         if self._operator.deferrable:
+            self._push_asked(None)
             self._operator.defer(
                 trigger=KlingPauseTrigger(until=until, **limits.to_dict()),
                 method_name="execute_again",
@@ -233,14 +263,17 @@ class Generation:
         time.sleep(until - now)
 
     def _say_what_a_retry_does(self, error: KlingError) -> None:
+        if not error.retryable:
+            return
         if self._ledger.is_kept:
             error.next_step += " A retry attaches to it again and buys nothing."
         elif error.paid is not Paid.NO:
             # A retry would buy a second video, which nobody asked for.
             error.retryable = False
             error.next_step += (
-                " This submission is not remembered, so a retry would buy a second video and is not made. Wait for "
-                f"this one with KlingVideoSensor(kling_task_id={error.task_id!r})."
+                " This submission is not remembered, so a retry would buy a second video and is not made. Fetch this "
+                f"one with KlingDownloadVideoOperator(kling_task_id={error.task_id!r}), or wait for it with "
+                "KlingVideoSensor."
             )
 
     def _push_link(self, kling_task_id: str, task: VideoTask | None) -> None:
@@ -250,3 +283,14 @@ class Generation:
             task.video_url if task else None,
             base_url=self._hook.settings.base_url,
         )
+
+
+def asked_before(context: Context) -> Asked | None:
+    """Return what this attempt asked for before it was deferred, None where that is not to be had."""
+    ti: Any = context["ti"]
+    map_index = -1 if ti.map_index is None else ti.map_index
+    try:
+        told = ti.xcom_pull(task_ids=ti.task_id, key=XCOM_VIDEO, map_indexes=map_index)
+    except Exception:  # noqa: BLE001 - the video is paid for and must not be lost for want of its description
+        return None
+    return Asked.from_dict(told)

@@ -14,6 +14,7 @@ import os
 import re
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -27,8 +28,6 @@ from airflow_provider_kling.api.errors import KlingError, Paid
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
-
-    from airflow_provider_kling.api.request import VideoRequest
 
 _GENERATION = re.compile(r"[0-9]{6}\.json")
 
@@ -114,15 +113,16 @@ class Record(BaseModel):
     earlier: tuple[str, ...] = ()
 
 
-def fingerprint(request: VideoRequest, *, kling_conn_id: str, base_url: str) -> str:
+def fingerprint(identity: Mapping[str, Any], *, kling_conn_id: str, base_url: str) -> str:
     """
     Tell requests apart: what is asked for and whom.
 
     The callback URL differs between attempts, and a key may be replaced by another one of the same account,
     so neither counts.
+
+    :param identity: the request's body, with each file that is uploaded as its checksum: its URL differs each time.
     """
-    body = request.to_body()
-    body.pop("callback_url", None)
+    body = {name: value for name, value in identity.items() if name != "callback_url"}
     asked = {"body": body, "kling_conn_id": kling_conn_id, "base_url": base_url}
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 

@@ -1,50 +1,124 @@
-"""What a Dag gets to know of a video: the JSON that operator and sensor return."""
+"""What a Dag gets to know of a video: the JSON that operators and sensors return."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from decimal import Decimal
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_kling.api.pricing import CostRange, estimate
+from airflow_provider_kling.api.pricing import CostRange, Estimate, highest
 from airflow_provider_kling.api.request import DEFAULT_DURATION_SECONDS, DEFAULT_MODE, VideoRequest
+from airflow_provider_kling.api.task import TaskState, VideoTask
 
 if TYPE_CHECKING:
     import pendulum
 
-    from airflow_provider_kling.api.task import VideoTask
+    from airflow_provider_kling.api.task import RecordedCost
+    from airflow_provider_kling.storage import StoredFile
 
 _LONGEST_TEXT = 4096
 """Characters from which a text in the request is a file in Base64, too large for XCom."""
+_LEFT_OUT = "<a file in Base64"
 _PROMPT_IN_LOG = 120
 
 
-def video_result(task: VideoTask, request: VideoRequest | None = None) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Asked:
+    """
+    What was asked for, as far as results tell of it. It is plain data, so that it survives a deferral in XCom.
+
+    :param request: the request's JSON with references as the author gave them; files in Base64 are left out.
+    :param duration_seconds: length of the video, seconds; None where it is that of a ``base`` video not looked at.
+    :param estimated_cost_usd: USD; the upper end where it is a range, None where no price is known.
+    """
+
+    request: Mapping[str, Any]
+    duration_seconds: float | None = None
+    estimated_cost_usd: float | None = None
+
+    @classmethod
+    def of(cls, request: VideoRequest, cost: Estimate, *, base_video_seconds: float | None = None) -> Asked:
+        """Keep what results tell of a request."""
+        duration = base_video_seconds
+        if request.base_video is None:
+            duration = float(request.duration or DEFAULT_DURATION_SECONDS)
+        body = request.to_body()
+        body.pop("callback_url", None)  # whoever has it can pretend to be the service
+        return cls(
+            _without_files(body), duration, float(most) if (most := highest(cost)) is not None else None
+        )
+
+    @property
+    def model(self) -> str | None:
+        """The model that was asked for."""
+        return self.request.get("model")
+
+    @property
+    def mode(self) -> str | None:
+        """The mode that was asked for; None where it was left to the service."""
+        return self.request.get("mode")
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the request can be made again from this: nothing was left out."""
+        return _LEFT_OUT not in str(self.request)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as plain JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, value: Any) -> Asked | None:
+        """Read it; None where it is not there or not in this form."""
+        if not isinstance(value, Mapping) or not isinstance(value.get("request"), Mapping):
+            return None
+        return cls(value["request"], value.get("duration_seconds"), value.get("estimated_cost_usd"))
+
+
+def video_result(
+    task: VideoTask,
+    asked: Asked | None = None,
+    *,
+    files: Sequence[StoredFile] = (),
+    recorded: RecordedCost | None = None,
+) -> dict[str, Any]:
     """
     Return what is known of a task, as plain JSON.
 
     :param task: as the service told it.
-    :param request: what was asked for, where this process asked.
-    :return: ``task_id``, ``model``, ``state``, ``video_url``, ``result_urls``, ``duration_seconds``,
-        ``created_at`` and ``completed_at`` (ISO 8601), ``generation_seconds``, ``estimated_cost_usd`` and
-        ``request``; None for what is not known.
+    :param asked: what was asked for, where that is known.
+    :param files: where the results were stored.
+    :param recorded: what the service recorded as its cost.
+    :return: ``task_id``, ``model``, ``state``, ``video_url``, ``result_urls``, ``path`` (of the first file), ``files``,
+        ``duration_seconds``, ``created_at`` and ``completed_at`` (ISO 8601), ``generation_seconds``,
+        ``estimated_cost_usd``, ``recorded_cost_usd`` and ``request``; None for what is not known.
     """
+    settled = recorded is not None and recorded.settled
     return {
         "task_id": task.task_id,
-        "model": request.model if request else task.model,
+        "model": (asked.model if asked else None) or task.model,
         "state": task.state.value,
         "video_url": task.video_url,
         "result_urls": list(task.result_urls),
-        "duration_seconds": _duration(task, request),
+        "path": files[0].path if files else None,
+        "files": [file.to_dict() for file in files],
+        "duration_seconds": _duration(task, asked, files),
         "created_at": _iso(task.created_at),
         "completed_at": _iso(task.completed_at),
         "generation_seconds": task.generation_seconds,
-        "estimated_cost_usd": _cost(estimate(request)) if request else None,
-        "request": _without_files(request.to_body()) if request else None,
+        "estimated_cost_usd": asked.estimated_cost_usd if asked else None,
+        "recorded_cost_usd": float(recorded.amount) if recorded is not None and settled else None,
+        "request": dict(asked.request) if asked else None,
     }
 
 
-def describe_request(request: VideoRequest) -> str:
+def dry_result(asked: Asked) -> dict[str, Any]:
+    """Return what a task tells that asked for nothing: what :func:`video_result` tells, in state ``dry_run``."""
+    nothing = VideoTask(task_id="", state=TaskState.PENDING)
+    return video_result(nothing, asked) | {"task_id": None, "state": "dry_run"}
+
+
+def describe_request(request: VideoRequest, cost: Estimate) -> str:
     """Return what is asked for and what it will cost, in one line for the log."""
     parts = [
         f"model {request.model}",
@@ -65,10 +139,10 @@ def describe_request(request: VideoRequest) -> str:
     prompt = " ".join((request.prompt or (request.multi_prompt or ())[0].prompt).split())
     if len(prompt) > _PROMPT_IN_LOG:
         prompt = prompt[: _PROMPT_IN_LOG - 1] + "…"
-    return f"{', '.join(parts)}; {_describe_cost(estimate(request))}. Prompt: {prompt!r}"
+    return f"{', '.join(parts)}; {_describe_cost(cost)}. Prompt: {prompt!r}"
 
 
-def _describe_cost(cost: Decimal | CostRange | None) -> str:
+def _describe_cost(cost: Estimate) -> str:
     if cost is None:
         return "cost not known"
     if isinstance(cost, CostRange):
@@ -76,19 +150,13 @@ def _describe_cost(cost: Decimal | CostRange | None) -> str:
     return f"estimated cost {cost:.2f} USD"
 
 
-def _cost(cost: Decimal | CostRange | None) -> float | None:
-    # Of a range it is the upper end: whoever adds up estimates should not find the bill to be higher.
-    if isinstance(cost, CostRange):
-        cost = cost.high
-    return None if cost is None else float(cost)
-
-
-def _duration(task: VideoTask, request: VideoRequest | None) -> float | None:
+def _duration(task: VideoTask, asked: Asked | None, files: Sequence[StoredFile]) -> float | None:
+    measured = files[0].duration_seconds if files else None
+    if measured is not None:
+        return measured
     if task.duration_seconds is not None:
         return task.duration_seconds
-    if request is None or request.base_video is not None:
-        return None
-    return float(request.duration or DEFAULT_DURATION_SECONDS)
+    return asked.duration_seconds if asked else None
 
 
 def _iso(time: pendulum.DateTime | None) -> str | None:
@@ -101,5 +169,5 @@ def _without_files(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_without_files(item) for item in value]
     if isinstance(value, str) and len(value) > _LONGEST_TEXT:
-        return f"<{len(value)} characters of Base64>"
+        return f"{_LEFT_OUT} of {len(value)} characters>"
     return value

@@ -12,16 +12,18 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
+from airflow_provider_kling import metrics
 from airflow_provider_kling.api.errors import (
+    InvalidRequestError,
     KlingError,
     UnknownSubmissionError,
 )
 from airflow_provider_kling.ledger import Ledger, LedgerError, Record, RecordState, fingerprint
 
 if TYPE_CHECKING:
-    from airflow_provider_kling.api.request import VideoRequest
     from airflow_provider_kling.api.task import VideoTask
     from airflow_provider_kling.hooks.kling import KlingHook
+    from airflow_provider_kling.order import Order
     from airflow_provider_kling.waiting import WaitEvent
 
 FRESH_SECONDS = 5.0
@@ -79,7 +81,7 @@ class Submission:
 
     :param hook: the service.
     :param ledger: what earlier attempts left.
-    :param request: what is asked for.
+    :param order: what is asked for; None where an attempt only follows what it asked for before.
     :param on_unknown_submission: what to do about a POST without an outcome.
     :param log: where to tell about it.
     :param is_killed: whether the Airflow task has been killed.
@@ -89,7 +91,7 @@ class Submission:
         self,
         hook: KlingHook,
         ledger: Ledger,
-        request: VideoRequest,
+        order: Order | None,
         *,
         on_unknown_submission: OnUnknownSubmission,
         log: Any,
@@ -97,13 +99,10 @@ class Submission:
     ) -> None:
         self._hook = hook
         self._ledger = ledger
-        self._request = request
+        self._order = order
         self._on_unknown = on_unknown_submission
         self._log = log
         self._is_killed = is_killed
-        self._fingerprint = fingerprint(
-            request, kling_conn_id=hook.kling_conn_id, base_url=hook.settings.base_url
-        )
 
     def obtain(self, *, deadline: float) -> Obtained:
         """
@@ -118,7 +117,7 @@ class Submission:
             record = self._ledger.find()
             if record is None:
                 return self._submit(None, deadline)
-            if record.fingerprint != self._fingerprint:
+            if not self._is_of_this_order(record):
                 self._log.warning(
                     "An earlier attempt asked for something else, or through another connection: Kling task %s. "
                     "That video is left alone and may be billed; this one is asked for now.",
@@ -133,6 +132,27 @@ class Submission:
                 time.sleep(_LOOK_INTERVAL)
                 continue
             return self._after_unknown(record, deadline)
+
+    def _is_of_this_order(self, record: Record) -> bool:
+        try:
+            return record.fingerprint == self._fingerprint()
+        except InvalidRequestError as error:
+            if record.kling_task_id is None or record.state is RecordState.FREE:
+                raise
+            # A file that was uploaded may be gone by now. That must not cost the video that it was uploaded for.
+            self._log.warning("%s\nAn earlier attempt could still use it, so its video is taken up.", error)
+            return True
+
+    def _fingerprint(self) -> str:
+        return fingerprint(
+            self._placed().identity(),
+            kling_conn_id=self._hook.kling_conn_id,
+            base_url=self._hook.settings.base_url,
+        )
+
+    def _placed(self) -> Order:
+        assert self._order is not None  # noqa: S101 - who only follows asks for nothing
+        return self._order
 
     def resumed(self, event: WaitEvent) -> Obtained:
         """Return the task that this attempt has waited for in the triggerer."""
@@ -160,7 +180,8 @@ class Submission:
             self._withdraw(obtained.record)
 
     def _submit(self, replaced: Record | None, deadline: float) -> Obtained:
-        record = self._ledger.intend(self._fingerprint, deadline=deadline, replaced=replaced)
+        request = self._placed().ready()
+        record = self._ledger.intend(self._fingerprint(), deadline=deadline, replaced=replaced)
 
         def before_post() -> None:
             nonlocal record
@@ -170,7 +191,7 @@ class Submission:
                 record = self._ledger.renew(record)
 
         try:
-            task = self._hook.submit(self._request, before_post=before_post)
+            task = self._hook.submit(request, before_post=before_post)
         except UnknownSubmissionError as error:
             self._explain(error)
             raise
@@ -179,6 +200,7 @@ class Submission:
             raise
         # Nothing may come between the answer and this.
         record = self._keep_id(record, task.task_id)
+        metrics.submitted(request, self._placed().cost)
         return Obtained(task.task_id, deadline, record.submitted_at or time.time(), task, record=record)
 
     def _keep_id(self, record: Record, kling_task_id: str) -> Record:

@@ -38,7 +38,7 @@ MIN_BRANCH_COVERAGE = 95
 _LANES = max(2, os.cpu_count() or 2)
 _STAGE_LIMIT = 20 * 60.0  # seconds; a stage that takes longer hangs
 _TEARDOWN_LIMIT = 30.0  # seconds that an interrupted stage gets to tear down what it has set up
-_LINTED = ("airflow_provider_kling", "dev", "example_dags", "tests")
+_LINTED = ("airflow_provider_kling", "benchmarks", "dev", "example_dags", "tests")
 _TYPED = ("airflow_provider_kling", "dev")
 _UNIT = ("-m", "pytest", "--ignore=tests/integration")
 _INTEGRATION = ("-m", "pytest", "tests/integration")

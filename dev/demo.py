@@ -42,7 +42,7 @@ DEMO = CHECKOUT / ".demo"
 VIDEOS = DEMO / "videos"
 EXAMPLES = CHECKOUT / "example_dags"
 DAG_ID = "example_kling_text_to_video"
-VIDEO_TASK, FILE_TASK = "make_video", "keep_file"
+VIDEO_TASK = "make_video"
 SECONDS = 5
 DEFAULT_PROMPT = "A girl dancing on the beach at sunset, cinematic lighting"
 USUAL_PORT = 8080
@@ -160,8 +160,10 @@ def _demonstrate(wishes: Wishes, running: ExitStack) -> None:
     if airflow.api.run_state(DAG_ID, run_id) != "success":
         raise DemoError(airflow.why_run_failed(DAG_ID, run_id))
 
-    video = Path(airflow.api.xcom(DAG_ID, run_id, FILE_TASK))
-    print(f"\nThe video  {video}\n           {_describe(video)}\nThe run    {page}")
+    (stored,) = airflow.api.xcom(DAG_ID, run_id, VIDEO_TASK)["files"]
+    video = Path(stored["path"])
+    print(f"\nThe video  {video}\n           {_describe(video)}")
+    print(f"Its story  {stored['manifest_path']}\nThe run    {page}")
     _keep_or_end(wishes.keep, airflow)
 
 

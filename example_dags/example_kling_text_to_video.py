@@ -1,17 +1,15 @@
 """
 Text to video: ask for a video, wait for it without holding a worker, keep the file.
 
-The service deletes its results after 7 days, so the last task fetches the file.
+The service deletes its results after 7 days; with ``output_path`` the file stays, with a manifest beside it.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+import tempfile
 
-from airflow.providers.common.compat.sdk import DAG, Param, task
+from airflow.providers.common.compat.sdk import DAG, Param
 
-from airflow_provider_kling.hooks.kling import KlingHook
 from airflow_provider_kling.operators.kling import KlingGenerateVideoOperator
 
 with DAG(
@@ -22,7 +20,11 @@ with DAG(
     params={
         "prompt": Param("A girl dancing on the beach at sunset, cinematic lighting", type="string"),
         "seconds": Param(5, type="integer", minimum=3, maximum=15),
-        "folder": Param("kling_videos", type="string", description="Where the file is kept."),
+        "folder": Param(
+            f"{tempfile.gettempdir()}/kling_videos",
+            type="string",
+            description="Where the file is kept: a directory or a URI such as s3://conn_id@bucket/videos.",
+        ),
     },
     doc_md=__doc__,
 ) as dag:
@@ -32,12 +34,6 @@ with DAG(
         duration="{{ params.seconds }}",
         aspect_ratio="16:9",
         sound=True,
+        output_path="{{ params.folder }}",
         deferrable=True,
     )
-
-    @task
-    def keep_file(video: dict[str, Any], folder: str) -> str:
-        path = Path(folder).absolute() / f"{video['task_id']}.mp4"
-        return str(KlingHook().download(video["video_url"], path))
-
-    keep_file(make_video.output, "{{ params.folder }}")

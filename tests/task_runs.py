@@ -29,7 +29,11 @@ class TaskInstance:
     xcoms: dict[str, Any] = field(default_factory=dict)
 
     def xcom_push(self, key: str, value: Any, **_: Any) -> None:
-        self.xcoms[key] = value
+        self.xcoms[key] = json.loads(json.dumps(value))
+
+    def xcom_pull(self, task_ids: str, key: str = "return_value", map_indexes: int = -1, **_: Any) -> Any:
+        assert (task_ids, map_indexes) == (self.task_id, self.map_index), "another task's XCom"
+        return copy.deepcopy(self.xcoms.get(key))
 
 
 @dataclass

@@ -1,11 +1,16 @@
 from __future__ import annotations
 
+from decimal import Decimal
+
 import pytest
 from airflow.providers.common.compat.sdk import AirflowConfigException
 
-from airflow_provider_kling.config import ledger_path, max_failed_queries
+from airflow_provider_kling import get_provider_info
+from airflow_provider_kling.api.pricing import PRICES
+from airflow_provider_kling.config import ledger_path, max_failed_queries, prices
 from airflow_provider_kling.waiting import MAX_FAILURES
 
+PRICES_SETTING = "AIRFLOW__KLING__PRICES"
 MAX_FAILED_QUERIES = "AIRFLOW__KLING__MAX_FAILED_QUERIES"
 
 
@@ -41,3 +46,42 @@ def test_the_ledgers_directory_is_a_setting(
     if setting is not None:
         monkeypatch.setenv("AIRFLOW__KLING__LEDGER_PATH", setting)
     assert ledger_path() == path
+
+
+@pytest.mark.parametrize("setting", [None, "", "{}"])
+def test_without_a_setting_the_services_prices_hold(
+    monkeypatch: pytest.MonkeyPatch, setting: str | None
+) -> None:
+    monkeypatch.delenv(PRICES_SETTING, raising=False)
+    if setting is not None:
+        monkeypatch.setenv(PRICES_SETTING, setting)
+    assert prices() == PRICES
+
+
+def test_prices_are_a_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(PRICES_SETTING, '{"kling-v3-omni": {"pro": {"sound": 0.10}}}')
+    rate = prices()["kling-v3-omni", "pro"]
+    assert str(rate.sound) == "0.10"
+    assert rate.plain == PRICES["kling-v3-omni", "pro"].plain
+
+
+def test_the_example_in_the_documentation_of_the_setting_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    example = get_provider_info()["config"]["kling"]["options"]["prices"]["example"]
+    monkeypatch.setenv(PRICES_SETTING, example)
+    assert prices()["kling-v3-omni", "std"].plain == Decimal("0.05")
+
+
+@pytest.mark.parametrize(
+    ("setting", "named"),
+    [
+        ('{"kling-v3-omni": {"std": {"plain": -1}}}', r"\[kling\] prices\.kling-v3-omni\.std\.plain: -1 "),
+        ("0.05", r"\[kling\] prices: "),
+        ("cheap", r"\[kling\] prices: it is not JSON"),
+    ],
+)
+def test_a_price_that_is_none_is_told_with_its_key(
+    monkeypatch: pytest.MonkeyPatch, setting: str, named: str
+) -> None:
+    monkeypatch.setenv(PRICES_SETTING, setting)
+    with pytest.raises(AirflowConfigException, match=named):
+        prices()

@@ -10,6 +10,7 @@ import ast
 import base64
 import binascii
 import json
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -47,6 +48,11 @@ _SHOWN_CHARACTERS = 80
 _MOST_SECONDS = 9999
 """What is longer is no duration of any model, known or not."""
 _MISSING = ("", "none", "null")
+_MOST_PATH_CHARACTERS = 4096
+_PATH_BEGINNINGS = ("/", "./", "../", "~")
+_URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://.*[^/]", re.DOTALL)
+_PICTURES_IN_BASE64 = re.compile(r"(/9j/|iVBORw0KGg)[A-Za-z0-9+/=\s]*")
+"""What the Base64 of a jpg and of a png looks like. That of a jpg begins as an absolute path does."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +104,21 @@ class Fault:
         return f"{self.field}: {shown} is not allowed: {self.allowed}"
 
 
+@dataclass(frozen=True)
+class LocalReference:
+    """
+    A reference that the service cannot fetch itself: a file here, or in object storage.
+
+    :param field: where it stands, such as ``image_list[1].image_url``.
+    :param reference: the path or URI, as it was given.
+    :param kind: what it has to be.
+    """
+
+    field: str
+    reference: str
+    kind: Literal["image", "video"]
+
+
 def _structure(value: Any) -> Any:
     """Read a list or mapping out of text: Jinja renders one as JSON or as Python writes it."""
     if not isinstance(value, str):
@@ -119,12 +140,14 @@ def _list_of(name: str) -> Callable[[Any], Any]:
         value = _structure(value)
         if value is None:
             return None
-        if isinstance(value, (str, int, Mapping)) and not isinstance(value, bool):
+        if (isinstance(value, (str, int, Mapping)) and not isinstance(value, bool)) or _is_path(value):
             value = [value]
         if not isinstance(value, Sequence) or isinstance(value, (str, bytes)):
             # An iterator too: the request is read twice, and the second time it would be empty.
             raise ValueError("a list")  # noqa: TRY004 - pydantic makes a fault of it
-        return [{name: item} if isinstance(item, (str, int)) else item for item in value] or None
+        return [
+            {name: item} if isinstance(item, (str, int)) or _is_path(item) else item for item in value
+        ] or None
 
     return convert
 
@@ -134,6 +157,18 @@ def _text_or_none(value: Any) -> Any:
         value = value.strip()
         return None if value.lower() in _MISSING else value
     return value
+
+
+def _is_path(value: Any) -> bool:
+    """Tell paths apart. Those of object storage are no :class:`os.PathLike` in every version of their library."""
+    return isinstance(value, os.PathLike) or callable(getattr(type(value), "as_uri", None))
+
+
+def _address(value: Any) -> Any:
+    if not _is_path(value):
+        return _text_or_none(value)
+    # A path object forgets that it was written with ./ in front.
+    return str(value) if _is_meant_as_file(str(value)) else f"./{value}"
 
 
 def _model(value: Any) -> Any:
@@ -190,6 +225,7 @@ def _watermark(value: Any) -> Any:
 
 
 Text = Annotated[StrictStr, BeforeValidator(_text_or_none)]
+Address = Annotated[StrictStr, BeforeValidator(_address)]
 OptionalText = Annotated[StrictStr | None, BeforeValidator(_text_or_none)]
 Seconds = Annotated[str, BeforeValidator(_seconds)]
 WholeNumber = Annotated[int, BeforeValidator(_whole)]
@@ -203,12 +239,19 @@ class ImageReference(_Part):
     """
     A reference image.
 
-    :param image_url: URL of a jpg or png, or the file's bytes in Base64 without a ``data:`` prefix.
+    :param image_url: URL of a jpg or png; or the file's bytes in Base64 without a ``data:`` prefix; or where the
+        file is: a path (absolute, or beginning with ``./``, ``../`` or ``~``) or a URI such as ``s3://bucket/key``,
+        as text or as a path object. Text that can be both is Base64.
     :param type: ``first_frame``, ``end_frame``, or None for a plain reference.
     """
 
-    image_url: Text
+    image_url: Address
     type: Annotated[Literal["first_frame", "end_frame"] | None, BeforeValidator(_text_or_none)] = None
+
+    @property
+    def content(self) -> bytes | None:
+        """The image itself where the request holds it in Base64, else None."""
+        return base64.b64decode(self.image_url) if _is_meant_as_base64(self.image_url) else None
 
 
 class ElementReference(_Part):
@@ -221,12 +264,12 @@ class VideoReference(_Part):
     """
     A reference video.
 
-    :param video_url: URL of an mp4 or mov, 3 to 10 seconds long.
+    :param video_url: URL of an mp4 or mov, 3 to 10 seconds long; or where the file is, as for an image.
     :param refer_type: ``base`` to edit this video (the service's default), ``feature`` for its style or camera.
     :param keep_original_sound: ``yes`` or ``no``; a bool is accepted.
     """
 
-    video_url: Text
+    video_url: Address
     refer_type: Annotated[Literal["base", "feature"] | None, BeforeValidator(_text_or_none)] = None
     keep_original_sound: Annotated[Literal["yes", "no"] | None, BeforeValidator(_switch("yes", "no"))] = None
 
@@ -294,9 +337,9 @@ class VideoRequest(_RequestFields):
         service's default is 5. Ignored with a ``base`` video: the result is as long as that.
     :param aspect_ratio: ``16:9``, ``9:16`` or ``1:1``.
     :param sound: ``on`` or ``off``; a bool is accepted. Off with a reference video.
-    :param image_list: reference images; a plain URL stands for a plain reference.
+    :param image_list: reference images; a plain URL or path stands for a plain reference.
     :param element_list: subjects; a plain integer stands for its ``element_id``.
-    :param video_list: at most one reference video; a plain URL stands for a ``base`` video.
+    :param video_list: at most one reference video; a plain URL or path stands for a ``base`` video.
     :param multi_shot: whether the video has several shots (``kling-v3-omni``).
     :param shot_type: ``customize`` (the shots are in ``multi_prompt``) or ``intelligence`` (the model cuts
         the prompt).
@@ -327,7 +370,11 @@ class VideoRequest(_RequestFields):
         return cls(**known, **({"extra_body": extra} if extra else {}))
 
     def to_body(self) -> dict[str, Any]:
-        """Return the JSON that is sent: what was left out is left out, ``extra_body`` is merged last."""
+        """
+        Return the JSON that is sent: what was left out is left out, ``extra_body`` is merged last.
+
+        Local references stay as they were given: see :meth:`with_references`.
+        """
         body = self.model_dump(mode="json", exclude={"extra_body"}, exclude_none=True)
         for place, shot in enumerate(body.get("multi_prompt", ()), start=1):
             shot.setdefault("index", place)
@@ -342,6 +389,52 @@ class VideoRequest(_RequestFields):
     def base_video(self) -> VideoReference | None:
         """The video that is to be edited, if there is one."""
         return next((video for video in self.video_list or () if video.is_base), None)
+
+    def local_references(self) -> list[LocalReference]:
+        """Return the references that have to be uploaded before the service can use them, as the fields stand."""
+        images = [
+            LocalReference(f"image_list[{i}].image_url", image.image_url, "image")
+            for i, image in enumerate(self.image_list or ())
+            if _is_file(image.image_url)
+        ]
+        videos = [
+            LocalReference(f"video_list[{i}].video_url", video.video_url, "video")
+            for i, video in enumerate(self.video_list or ())
+            if _is_file(video.video_url)
+        ]
+        return images + videos
+
+    def check_sendable(self) -> None:
+        """
+        Make sure that the service can use the request as it is.
+
+        :raises InvalidRequestError: where a reference is a file, which has to be uploaded first.
+        """
+        faults = [
+            Fault(local.field, local.reference, "a file has to be uploaded first, by KlingHook.upload_file")
+            for local in self.local_references()
+        ]
+        if faults:
+            raise InvalidRequestError(faults)
+
+    def with_references(self, addresses: Mapping[str, str]) -> Self:
+        """
+        Return the same request with other addresses for its references.
+
+        :param addresses: the new one by the one that stands there; what is not named stays.
+        """
+        fields: dict[str, Any] = {}
+        if self.image_list is not None:
+            fields["image_list"] = tuple(
+                image.model_copy(update={"image_url": addresses.get(image.image_url, image.image_url)})
+                for image in self.image_list
+            )
+        if self.video_list is not None:
+            fields["video_list"] = tuple(
+                video.model_copy(update={"video_url": addresses.get(video.video_url, video.video_url)})
+                for video in self.video_list
+            )
+        return self.model_copy(update=fields)
 
     def warnings(self) -> list[str]:
         """Return what is allowed but probably not meant, a sentence each."""
@@ -578,10 +671,9 @@ def _videos_can_be_used(request: _RequestFields) -> Iterator[Fault]:
     if len(videos) > 1 and request.model in MODEL_LIMITS:
         yield Fault("video_list", f"{len(videos)} videos", f"{request.model} takes at most 1")
     for i, video in enumerate(videos):
-        if not _is_url(video.video_url):
-            yield Fault(
-                f"video_list[{i}].video_url", video.video_url, "an http or https URL of an mp4 or mov"
-            )
+        allowed = _why_no_video(video.video_url)
+        if allowed:
+            yield Fault(f"video_list[{i}].video_url", video.video_url, allowed)
 
 
 @_rule("model", "multi_shot", "shot_type", "multi_prompt")
@@ -683,17 +775,55 @@ def _is_url(value: str) -> bool:
         return False
 
 
+def _is_file(value: str) -> bool:
+    """Tell whether an address that is allowed is that of a file, which the service cannot fetch itself."""
+    return not _is_url(value) and not _is_meant_as_base64(value) and _is_meant_as_file(value)
+
+
+def _is_meant_as_base64(value: str) -> bool:
+    return _PICTURES_IN_BASE64.fullmatch(value) is not None
+
+
+def _is_meant_as_file(value: str) -> bool:
+    if value[:8].lower().startswith(("http:", "https:", "data:")):
+        return False
+    return value.startswith(_PATH_BEGINNINGS) or _URI.fullmatch(value) is not None
+
+
+def _why_no_file(value: str) -> str | None:
+    if not value.isprintable():
+        return "a path without control characters"
+    if len(value) > _MOST_PATH_CHARACTERS:
+        return f"a path of at most {_MOST_PATH_CHARACTERS} characters, this has {len(value)}"
+    return None
+
+
+_A_FILE = "the file itself: a path (/…, ./… or ~/…) or a URI such as s3://bucket/key"
+
+
+def _why_no_video(value: str) -> str | None:
+    if _is_url(value):
+        return None
+    if _is_meant_as_file(value):
+        return _why_no_file(value)
+    return f"an http or https URL of an mp4 or mov, or {_A_FILE}"
+
+
 def _why_no_image(value: str) -> str | None:
     if _is_url(value):
         return None
     if value.startswith("data:"):
         return "Base64 without the data: prefix: leave out all up to and including the comma"
+    if not _is_meant_as_base64(value):
+        if _is_meant_as_file(value):
+            return _why_no_file(value)
+        return f"an http or https URL, the Base64 of a jpg or png, or {_A_FILE}"
     try:
         content = base64.b64decode(value, validate=True)
     except (binascii.Error, ValueError):
         content = b""
     if not content.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")):
-        return "an http or https URL, or the Base64 of a jpg or png"
+        return "the whole Base64 of a jpg or png on one line: this begins as such and cannot be decoded"
     if len(content) > MAX_IMAGE_BYTES:
         return f"at most {MAX_IMAGE_BYTES} bytes, this has {len(content)}"
     return None

@@ -17,19 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 from aiohttp import BodyPartReader, hdrs, web
 
+from airflow_provider_kling.api.media import BEGINNING_BYTES, MAX_VIDEO_BYTES, extension_of
 from airflow_provider_kling.api.task import TaskState
 from airflow_provider_kling.emulator import answers
 from airflow_provider_kling.emulator.connections import reset_connection
 from airflow_provider_kling.emulator.faults import Call, Facts, Fault, FaultPlan
 from airflow_provider_kling.emulator.ledger import SeenCreate, SeenRequest
-from airflow_provider_kling.emulator.media import (
-    MAX_VIDEO_BYTES,
-    Medium,
-    inspect_image,
-    inspect_video,
-    kind_of,
-)
 from airflow_provider_kling.emulator.prompts import prompt_of
+from airflow_provider_kling.emulator.references import TAKEN, Medium, inspect
 from airflow_provider_kling.emulator.service import Account, RefusalError
 
 if TYPE_CHECKING:
@@ -245,16 +240,16 @@ class ServiceApp:
         try:
             async for part in await request.multipart():
                 if isinstance(part, BodyPartReader) and part.name == "file":
-                    path, extension = await self._keep(part)
-                    return path, await loop.run_in_executor(self._executor, _inspect, path, extension)
+                    path = await self._keep(part)
+                    return path, await loop.run_in_executor(self._executor, _inspect, path)
         except ValueError:
             raise RefusalError(400, "Invalid request: the multipart body cannot be read") from None
         raise RefusalError(400, "Invalid request: the field 'file' is missing")
 
-    async def _keep(self, part: BodyPartReader) -> tuple[Path, str]:
+    async def _keep(self, part: BodyPartReader) -> Path:
         chunk = await part.read_chunk(_CHUNK)
-        extension = kind_of(chunk[:12])
-        if extension is None:
+        extension = extension_of(chunk[:BEGINNING_BYTES])
+        if extension not in TAKEN:
             raise RefusalError(400, "Unsupported file: jpg, png, mp4 and mov are taken")
         self._uploads.mkdir(exist_ok=True)
         path = self._uploads / f"{time.time_ns():x}.{extension}"
@@ -269,7 +264,7 @@ class ServiceApp:
         except BaseException:
             path.unlink(missing_ok=True)
             raise
-        return path, extension
+        return path
 
     # Links
 
@@ -365,10 +360,9 @@ async def _read_json(request: web.Request) -> Any:
         return _UNREADABLE
 
 
-def _inspect(path: Path, extension: str) -> Medium:
-    if extension in ("mp4", "mov"):
-        return inspect_video(path, extension)
-    return inspect_image(path.read_bytes())
+def _inspect(path: Path) -> Medium:
+    with path.open("rb") as file:
+        return inspect(file)
 
 
 def _check_size(size: int) -> None:

@@ -2,8 +2,8 @@
 The pytest fixture ``kling_emulator``, for tests of Dags that make videos.
 
 A test that takes it has the service running, with Airflow's connection ``kling_default`` leading to it. Videos are
-ready at once, unless a marker says otherwise: ``@pytest.mark.kling_emulator(latency=2, balance=10)``, with the
-arguments of :class:`~airflow_provider_kling.emulator.KlingEmulator`.
+ready and settled at once, unless a marker says otherwise: ``@pytest.mark.kling_emulator(latency=2, balance=10)``, with
+the arguments of :class:`~airflow_provider_kling.emulator.KlingEmulator`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def kling_emulator(
     """Run the emulated Kling service for one test; Airflow's connection ``kling_default`` leads to it."""
     from airflow_provider_kling.emulator import KlingEmulator
 
-    arguments: dict[str, Any] = {"latency": 0}
+    arguments: dict[str, Any] = {"latency": 0, "settling": 0}
     # The marker nearest to the test wins over those of its class and module.
     for marker in reversed(list(request.node.iter_markers("kling_emulator"))):
         arguments |= marker.kwargs

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import heapq
+import io
 import json
 import math
 import random
@@ -36,8 +37,8 @@ from airflow_provider_kling.api.task import TaskState
 from airflow_provider_kling.emulator.film import Film, FrameSize, frame_size
 from airflow_provider_kling.emulator.journal import FORM, Journal, JournalError
 from airflow_provider_kling.emulator.ledger import Bill, Ledger, SeenTask
-from airflow_provider_kling.emulator.media import Medium, inspect_image
 from airflow_provider_kling.emulator.prompts import prompt_of
+from airflow_provider_kling.emulator.references import Medium, inspect
 
 if TYPE_CHECKING:
     from airflow_provider_kling.emulator.faults import Fault
@@ -605,6 +606,10 @@ class VideoService:
         try:
             request = VideoRequest.from_body(body)
             faults = [*_written_otherwise(body, request.to_body())]
+            faults += [
+                f"{local.field}: {local.reference!r} is neither a URL nor Base64"
+                for local in request.local_references()
+            ]
         except InvalidRequestError as error:
             faults = [*map(str, error.faults)]
         if faults:
@@ -632,7 +637,7 @@ class VideoService:
     def _find_reference(self, url: str) -> Medium | None:
         """Look at what the emulator has itself; None for a URL elsewhere, of which it knows nothing."""
         if "://" not in url:
-            return inspect_image(base64.b64decode(url)) if self.settings.check_references else None
+            return inspect(io.BytesIO(base64.b64decode(url))) if self.settings.check_references else None
         own = _OWN_LINK.search(url)
         if own is None:
             return None

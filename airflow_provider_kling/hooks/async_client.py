@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakKeyDictionary
 
 from airflow.providers.common.compat.connection import get_async_connection, get_async_extra_dejson
@@ -24,16 +24,25 @@ from airflow_provider_kling.api.errors import (
     UnreadableAnswerError,
     error_for_transport,
 )
-from airflow_provider_kling.api.protocol import ApiAnswer, ApiCall, query_call, read_task
+from airflow_provider_kling.api.protocol import (
+    ApiAnswer,
+    ApiCall,
+    balance_call,
+    query_call,
+    read_balance,
+    read_task,
+)
 from airflow_provider_kling.hooks.settings import ConnectionSettings, lookup_error, user_agent
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Connection
 
-    from airflow_provider_kling.api.task import VideoTask
+    from airflow_provider_kling.api.task import Balance, VideoTask
 
 MAX_CONNECTIONS = 100
 """Queries under way at once, each on a connection of its own. The others wait for their turn."""
+
+_T = TypeVar("_T")
 
 
 class AsyncKlingClient:
@@ -85,16 +94,27 @@ class AsyncKlingClient:
 
         :raises ServiceError: where there was no usable answer.
         """
-        call = query_call(task_id)
-        try:
-            return read_task(call, await self._send(call))
-        except (KeyRefusedError, UnreachableError, UnreadableAnswerError):
-            self.may_be_outdated = True
-            raise
+        return await self._ask(query_call(task_id), read_task)
+
+    async def get_balance(self) -> Balance | None:
+        """
+        Ask for the money left, once.
+
+        :return: None where the service does not tell.
+        :raises ServiceError: where there was no usable answer.
+        """
+        return await self._ask(balance_call(), read_balance)
 
     async def close(self) -> None:
         """Close the session."""
         await self._session.close()
+
+    async def _ask(self, call: ApiCall, read: Callable[[ApiCall, ApiAnswer], _T]) -> _T:
+        try:
+            return read(call, await self._send(call))
+        except (KeyRefusedError, UnreachableError, UnreadableAnswerError):
+            self.may_be_outdated = True
+            raise
 
     async def _send(self, call: ApiCall) -> ApiAnswer:
         import aiohttp

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import random
 import time
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from airflow_provider_kling.api.errors import (
     RateLimitedError,
     ResultExpiredError,
     ServiceError,
+    ServiceUnavailableError,
     TaskNotFoundError,
     UnreachableError,
 )
@@ -59,12 +61,17 @@ from airflow_provider_kling.waiting import (
 )
 
 if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import ObjectStoragePath
+
     from airflow_provider_kling.api.request import VideoRequest
     from airflow_provider_kling.api.task import Balance, RecordedCost, VideoTask
     from airflow_provider_kling.hooks.sync_client import KlingClient
+    from airflow_provider_kling.hooks.upload import UploadBody
 
 SUBMIT_TRIES = 3
 """How often a create is made that certainly never left, or that the service turned away with a 429."""
+UPLOAD_TRIES = 3
+"""How often an upload is made before its error is raised."""
 TEST_TIMEOUT = 2.0
 """Seconds each for connecting and reading in a connection test: Airflow's UI waits less than 10."""
 
@@ -157,9 +164,11 @@ class KlingHook(BaseHook):
         It is repeated only where it certainly never left, or where the service turned it away (429).
 
         :param before_post: called right before each POST; what it raises stops that.
+        :raises InvalidRequestError: where a reference is a file that was not uploaded.
         :raises UnknownSubmissionError: where nobody can tell whether a task was created.
         :raises ServiceError: where the service refused the request; nothing was billed.
         """
+        request.check_sendable()
         call = create_call(request)
         for attempt in range(1, SUBMIT_TRIES + 1):
             if before_post is not None:
@@ -252,19 +261,13 @@ class KlingHook(BaseHook):
         :raises ResultExpiredError: where the link is dead.
         :raises DownloadError: where the file could not be fetched or written.
         """
+        from airflow_provider_kling.hooks.download import fetch, whole_file
+
         path = Path(path)
-        partial = path.with_name(f".{path.name}.{uuid4().hex}.part")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with self.get_conn().open_result(url) as chunks, partial.open("wb") as file:
-                for chunk in chunks:
-                    file.write(chunk)
-            partial.replace(path)
+            fetch(self.get_conn(), url, lambda _: whole_file(path))
         except OSError as error:
             raise DownloadError(f"The video could not be written to {path}: {error}") from error
-        finally:
-            with contextlib.suppress(OSError):
-                partial.unlink(missing_ok=True)
         return path
 
     def result_is_there(self, url: str) -> bool:
@@ -281,16 +284,48 @@ class KlingHook(BaseHook):
         except DownloadError:
             return True
 
-    def upload_file(self, path: str | Path) -> str:
+    def upload_file(
+        self, path: str | os.PathLike[str] | ObjectStoragePath, *, sha256: str | None = None
+    ) -> str:
         """
-        Upload a reference image or video.
+        Upload a reference image or video. It costs nothing, and is repeated on passing faults.
 
+        The file is sent as it is read, so its size costs no memory. What it is, its content tells.
+
+        :param path: a local path, or a path or URI in object storage such as ``s3://conn_id@bucket/key``.
+        :param sha256: what its checksum has to be, in hexadecimal digits; None for any.
         :return: its URL, which the service keeps for 7 days.
+        :raises UnusableFileError: where there is no such file, or it may not be read.
+        :raises FileUnavailableError: where it cannot be read just now.
+        :raises FileChangedError: where it has another checksum.
         :raises ServiceError: where the service did not take it.
         """
-        path = Path(path)
-        with path.open("rb") as file:
-            return self._ask(upload_call(), read_upload, files={"file": (path.name, file)})
+        from airflow_provider_kling.hooks.upload import UploadBody, file_name, open_file
+
+        with open_file(path) as file:
+            return self._upload(UploadBody(file, file_name(path)), str(path), sha256)
+
+    def _upload(self, body: UploadBody, shown: str, sha256: str | None) -> str:
+        from airflow_provider_kling.hooks.upload import FileChangedError, error_of_file
+
+        for attempt in range(1, UPLOAD_TRIES + 1):
+            body.rewind()
+            try:
+                url = self._ask(upload_call(), read_upload, upload=body)
+            except (UnreachableError, RateLimitedError, ServiceUnavailableError) as error:
+                if body.failure is not None:
+                    raise error_of_file(shown, body.failure) from body.failure
+                pause = max(error.retry_after or 0, 2**attempt * random.uniform(0.5, 1))  # noqa: S311
+                if attempt == UPLOAD_TRIES or pause > MAX_PATIENCE:
+                    error.next_step += " An upload costs nothing, and nothing was billed."
+                    raise
+                self.log.warning("%s Uploading %s again in %.0f s.", error, shown, pause)
+                time.sleep(pause)
+            else:
+                if sha256 not in (None, body.sha256):
+                    raise FileChangedError(f"{shown} was replaced while it was being used")
+                return url
+        raise AssertionError("unreachable")  # pragma: no cover
 
     def get_balance(self) -> Balance | None:
         """

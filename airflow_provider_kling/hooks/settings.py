@@ -14,7 +14,9 @@ from urllib.parse import quote, urlsplit
 from airflow.providers.common.compat.sdk import AirflowNotFoundException, mask_secret
 
 import airflow_provider_kling
+from airflow_provider_kling import config
 from airflow_provider_kling.api.errors import ConnectionLookupError, ConnectionSettingsError
+from airflow_provider_kling.api.pricing import PriceChanges, PriceTable, read_price_changes
 from airflow_provider_kling.api.protocol import normalise_base_url
 
 if TYPE_CHECKING:
@@ -45,6 +47,7 @@ class ConnectionSettings:
     :param read_timeout: seconds to wait for the service to send something.
     :param verify: whether the service's certificate is checked, or the path of a CA bundle to check it with.
     :param proxies: proxy URLs by scheme (``http``, ``https``); empty for those of the environment.
+    :param price_changes: prices of this account that differ, USD per second; they beat ``[kling] prices``.
     """
 
     conn_id: str
@@ -54,6 +57,22 @@ class ConnectionSettings:
     read_timeout: float = DEFAULT_READ_TIMEOUT
     verify: bool | str = True
     proxies: Mapping[str, str] = field(default_factory=dict, repr=False)
+    price_changes: PriceChanges = field(default_factory=dict, repr=False)
+
+    @property
+    def prices(self) -> PriceTable:
+        """
+        What the service charges this account: its own prices, else those of ``[kling] prices``, else the service's.
+
+        Read only where money is at stake: a wrong price must not keep a triggerer from a video that is paid for.
+
+        :raises ConnectionSettingsError: where the connection gives a model or mode that is new no plain price.
+        :raises AirflowConfigException: where ``[kling] prices`` is wrong, naming the key.
+        """
+        try:
+            return config.prices().override(self.price_changes)
+        except ValueError as error:
+            raise _unusable(self.conn_id, "extra", str(error)) from None
 
     @property
     def proxy(self) -> str | None:
@@ -115,6 +134,7 @@ class ConnectionSettings:
             read_timeout=_seconds(extra, "read_timeout", DEFAULT_READ_TIMEOUT, conn_id),
             verify=_verify(extra, conn_id),
             proxies=proxies,
+            price_changes=_price_changes(extra, conn_id),
         )
 
 
@@ -224,6 +244,14 @@ def _proxies(value: Any, conn_id: str) -> dict[str, str]:
             conn_id, "proxies", "it is neither the URL of a proxy nor a mapping of schemes to URLs"
         )
     return {str(scheme): proxy for scheme, proxy in proxies.items()}
+
+
+def _price_changes(extra: Mapping[str, Any], conn_id: str) -> PriceChanges:
+    try:
+        return read_price_changes(extra.get("prices"))
+    except ValueError as error:
+        name, _, problem = str(error).partition(": ")
+        raise _unusable(conn_id, name, problem) from None
 
 
 def _is_proxy(value: Any) -> bool:

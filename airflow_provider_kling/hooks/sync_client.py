@@ -13,18 +13,18 @@ from requests.adapters import HTTPAdapter
 from requests.auth import AuthBase
 from urllib3.util.retry import Retry
 
-from airflow_provider_kling.api.errors import DownloadError, ResultExpiredError, error_for_transport
+from airflow_provider_kling.api.errors import error_for_transport
 from airflow_provider_kling.api.protocol import ApiAnswer, ApiCall, retry_after_seconds
+from airflow_provider_kling.hooks.download import ResultStream, root_of
 from airflow_provider_kling.hooks.settings import MAX_PATIENCE, user_agent
 
 if TYPE_CHECKING:
     from airflow_provider_kling.hooks.settings import ConnectionSettings
+    from airflow_provider_kling.hooks.upload import UploadBody
 
 GET_TRIES = 4
 """How often a GET is made before its error is raised."""
 CHUNK_BYTES = 1024 * 1024
-
-_NO_VIDEO = ("application/json", "application/xml")
 
 
 class KlingClient:
@@ -53,25 +53,27 @@ class KlingClient:
         *,
         retries: bool = False,
         timeout: tuple[float, float] | None = None,
-        files: Mapping[str, Any] | None = None,
+        upload: UploadBody | None = None,
     ) -> ApiAnswer:
         """
         Make a call and bring back its answer, whatever its status.
 
         :param retries: whether a GET is repeated on passing faults.
         :param timeout: seconds for connecting and for reading, in place of the connection's.
-        :param files: the multipart fields.
+        :param upload: the file to send.
         :raises ServiceError: where there was no answer.
         """
-        body = None if call.json_body is None else _WatchedBody(json.dumps(call.json_body).encode())
+        body: _WatchedBody | UploadBody | None = upload
+        content_type = upload.content_type if upload is not None else "application/json"
+        if call.json_body is not None:
+            body = _WatchedBody(json.dumps(call.json_body).encode())
         try:
             response = self.session(retries=retries).request(
                 call.method,
                 self.settings.base_url + call.path,
                 params=call.params,
                 data=body,
-                files=files,
-                headers={"Content-Type": "application/json"} if body is not None else None,
+                headers={"Content-Type": content_type} if body is not None else None,
                 timeout=timeout or self._timeout,
                 # Given here and not to the session, where the environment would beat them.
                 verify=self.settings.verify,
@@ -82,8 +84,8 @@ class KlingClient:
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
             raise error_for_transport(
                 call.operation,
-                str(_cause(error)) or type(error).__name__,
-                sent=body.was_read if body is not None else not isinstance(_cause(error), _NEVER_CONNECTED),
+                str(root_of(error)) or type(error).__name__,
+                sent=body.was_read if body is not None else not isinstance(root_of(error), _NEVER_CONNECTED),
                 tls=isinstance(error, requests.exceptions.SSLError),
                 task_id=call.task_id,
             ) from error
@@ -111,50 +113,32 @@ class KlingClient:
         return session
 
     @contextlib.contextmanager
-    def open_result(self, url: str) -> Iterator[Iterator[bytes]]:
+    def open_result(self, url: str) -> Iterator[ResultStream]:
         """
         Open a result for reading. The key is not sent.
 
-        :return: the file in chunks. Should it end early, reading raises :class:`DownloadError`.
+        :return: the file, to be read in chunks. Where the connection is cut, reading goes on over a new one.
         :raises ResultExpiredError: where the link is dead.
-        :raises DownloadError: where it cannot be read or does not lead to a video.
+        :raises DownloadError: where it cannot be read or does not lead to a video; reading raises it too.
         """
-        shown = url.partition("?")[0]  # what follows may be a signature
-        try:
-            with (
-                self._keyless_session(retries=True) as session,
-                session.get(
+        with self._keyless_session(retries=True) as session:
+
+            def get(headers: Mapping[str, str]) -> requests.Response:
+                return session.get(
                     url,
+                    headers=headers,
                     stream=True,
                     timeout=self._timeout,
                     verify=self.settings.verify,
                     proxies=dict(self.settings.proxies),
-                ) as response,
-            ):
-                if response.status_code in (403, 404, 410):
-                    raise ResultExpiredError(f"The link {shown} is dead", code=response.status_code)
-                media_type = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
-                if response.status_code != 200 or media_type.startswith("text/") or media_type in _NO_VIDEO:
-                    raise DownloadError(
-                        f"The link {shown} does not give a video but {media_type or 'nothing'}",
-                        code=response.status_code,
-                    )
-                yield _chunks(response, shown)
-        except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
-            raise DownloadError(f"The video at {shown} could not be read: {_cause(error)}") from error
+                )
+
+            with contextlib.closing(ResultStream(get, url)) as stream:
+                yield stream
 
     @property
     def _timeout(self) -> tuple[float, float]:
         return (self.settings.connect_timeout, self.settings.read_timeout)
-
-
-def _chunks(response: requests.Response, shown: str) -> Iterator[bytes]:
-    is_empty = True
-    for chunk in response.iter_content(CHUNK_BYTES):
-        is_empty = False
-        yield chunk
-    if is_empty:
-        raise DownloadError(f"The file at {shown} is empty")
 
 
 class _Session(requests.Session):
@@ -243,10 +227,3 @@ _NEVER_CONNECTED = (
     urllib3.exceptions.ProxyError,
     urllib3.exceptions.LocationValueError,
 )
-
-
-def _cause(error: BaseException) -> BaseException:
-    """Return what urllib3 says inside the wrappings of requests and of its own retries."""
-    inner = error.args[0] if error.args and isinstance(error.args[0], BaseException) else error
-    reason = getattr(inner, "reason", None)
-    return reason if isinstance(reason, BaseException) else inner

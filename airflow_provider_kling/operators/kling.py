@@ -1,33 +1,57 @@
-"""The operator that asks the service for a video and waits for it."""
+"""The operators that ask the service for a video, and that fetch one."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from datetime import timedelta
-from enum import StrEnum
-from typing import TYPE_CHECKING, Any, TypeVar
+from decimal import Decimal
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import AirflowFailException, BaseOperator, conf
 
-from airflow_provider_kling import config
-from airflow_provider_kling.api.errors import InvalidRequestError
+from airflow_provider_kling import config, metrics
+from airflow_provider_kling.api.errors import InvalidRequestError, KlingError, TaskFailedError
 from airflow_provider_kling.api.request import DEFAULT_MODEL, VideoRequest, find_faults
+from airflow_provider_kling.arguments import (
+    comes_later,
+    one_of,
+    output_at,
+    seconds_above_zero,
+    task_id_in,
+    text_of,
+)
+from airflow_provider_kling.budget import usd
+from airflow_provider_kling.deferral import follow
+from airflow_provider_kling.delivery import Delivery
 from airflow_provider_kling.exceptions import raising_to_airflow
 from airflow_provider_kling.generation import XCOM_TASK_ID, Generation
 from airflow_provider_kling.hooks.kling import KlingHook
 from airflow_provider_kling.hooks.settings import DEFAULT_CONN_ID
 from airflow_provider_kling.ledger import open_ledger
+from airflow_provider_kling.lineage import lineage
 from airflow_provider_kling.links.kling import KlingVideoLink
+from airflow_provider_kling.order import Order
+from airflow_provider_kling.output_path import check_output_path
 from airflow_provider_kling.submission import OnExpiredResult, OnUnknownSubmission
-from airflow_provider_kling.waiting import DEFAULT_POLL_INTERVAL, DEFAULT_TIMEOUT, PauseEvent, WaitEvent
+from airflow_provider_kling.waiting import (
+    DEFAULT_POLL_INTERVAL,
+    DEFAULT_TIMEOUT,
+    PauseEvent,
+    WaitEvent,
+    Waiting,
+)
 
 if TYPE_CHECKING:
-    from airflow.providers.common.compat.sdk import Context
+    from airflow.providers.common.compat.sdk import Context, ObjectStoragePath
+    from airflow.providers.openlineage.extractors import OperatorLineage
 
-_Choice = TypeVar("_Choice", bound=StrEnum)
+    from airflow_provider_kling.result import Asked
+    from airflow_provider_kling.storage import StoredFile
+
 _REQUEST_FIELDS = tuple(VideoRequest.model_fields)
 
 
@@ -39,6 +63,9 @@ class KlingGenerateVideoOperator(BaseOperator):
     for what each takes. All of them may be templates or XCom arguments. Literal values are checked when the Dag is
     parsed, all values before anything is sent.
 
+    References in ``image_list`` and ``video_list`` may also be files, local or on object storage: they are held to the
+    service's limits and uploaded. That needs the extra ``airflow-provider-kling[media]``.
+
     The service's task id goes to XCom ``task_id`` right after the submit. The service has no cancel: a task that is
     killed or times out leaves a video that may still be completed and billed.
 
@@ -46,6 +73,14 @@ class KlingGenerateVideoOperator(BaseOperator):
     :param model: ``kling-v3-omni`` or ``kling-video-o1``.
     :param extra_body: fields of the service that this package does not know, sent as given.
     :param kling_conn_id: id of a connection of type ``kling``.
+    :param output_path: where the video is stored, as a path or URI that Airflow's ``ObjectStoragePath`` takes: a
+        directory, or a file's name with ``{dag_id}``, ``{run_id}``, ``{task_id}``, ``{map_index}``,
+        ``{kling_task_id}``, ``{index}`` and ``{ext}``. Left out, the video stays with the service, which deletes it
+        after 7 days.
+    :param output_conn_id: id of the connection to that storage, where the URI does not name one.
+    :param max_cost_usd: the most that the video may cost by the estimate, USD; what costs more is not asked for.
+    :param check_balance: whether to ask the service for the account's money before the submit.
+    :param dry_run: True to stop after the request is checked and its cost estimated.
     :param deferrable: wait in the triggerer, without holding a worker. Default: ``[operators] default_deferrable``.
     :param wait_for_completion: False to end right after the submit; see
         :class:`~airflow_provider_kling.sensors.kling.KlingVideoSensor` for waiting elsewhere.
@@ -59,12 +94,14 @@ class KlingGenerateVideoOperator(BaseOperator):
         it: ``fail`` without retries, or ``resubmit``, which buys a second video if there is a first.
     :param on_expired_result: what to do where an earlier attempt's video was paid for and is deleted by now: ``fail``,
         or ``resubmit``, which buys it again.
-    :return: XCom with ``task_id``, ``model``, ``state``, ``video_url``, ``result_urls``, ``duration_seconds``,
-        ``created_at``, ``completed_at``, ``generation_seconds``, ``estimated_cost_usd``, ``request``.
+    :return: XCom with ``task_id``, ``model``, ``state``, ``video_url``, ``result_urls``, ``path`` (of the first stored
+        file), ``files``, ``duration_seconds``, ``created_at``, ``completed_at``, ``generation_seconds``,
+        ``estimated_cost_usd``, ``recorded_cost_usd``, ``request``.
     :raises InvalidRequestError: at parse time, for literal values that the service would refuse.
+    :raises ValueError: at parse time, for other arguments that cannot be.
     """
 
-    template_fields: Sequence[str] = (*_REQUEST_FIELDS, "kling_conn_id")
+    template_fields: Sequence[str] = (*_REQUEST_FIELDS, "kling_conn_id", "output_path", "output_conn_id")
     template_fields_renderers = {  # noqa: RUF012 - Airflow declares it as an instance's attribute
         "image_list": "json",
         "element_list": "json",
@@ -94,6 +131,11 @@ class KlingGenerateVideoOperator(BaseOperator):
         callback_url: str | None = None,
         extra_body: str | Mapping[str, Any] | None = None,
         kling_conn_id: str = DEFAULT_CONN_ID,
+        output_path: str | PurePath | ObjectStoragePath | None = None,
+        output_conn_id: str | None = None,
+        max_cost_usd: float | str | Decimal | None = None,
+        check_balance: bool = False,
+        dry_run: bool = False,
         deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
         wait_for_completion: bool = True,
         poll_interval: float = DEFAULT_POLL_INTERVAL,
@@ -120,6 +162,11 @@ class KlingGenerateVideoOperator(BaseOperator):
         self.callback_url = callback_url
         self.extra_body = extra_body
         self.kling_conn_id = kling_conn_id
+        self.output_path = text_of(output_path)
+        self.output_conn_id = output_conn_id
+        self.max_cost_usd = None if max_cost_usd is None else usd("max_cost_usd", max_cost_usd)
+        self.check_balance = check_balance
+        self.is_dry_run = dry_run
         self.deferrable = deferrable
         self.wait_for_completion = wait_for_completion
         self.poll_interval = seconds_above_zero("poll_interval", poll_interval)
@@ -131,6 +178,7 @@ class KlingGenerateVideoOperator(BaseOperator):
         self.on_expired_result = one_of("on_expired_result", on_expired_result, OnExpiredResult)
         self.kling_task_id: str | None = None
         self.is_killed = False
+        self._lineage: tuple[Asked | None, Sequence[StoredFile]] = (None, ())
         self._check_literals()
 
     def execute(self, context: Context) -> dict[str, Any]:
@@ -140,11 +188,11 @@ class KlingGenerateVideoOperator(BaseOperator):
         :raises AirflowFailException: where another attempt cannot help.
         :raises KlingError: where it can.
         """
-        now = time.time()
-        ends_at = now + self.execution_timeout.total_seconds() if self.execution_timeout else math.inf
-        with self._generation(context) as generation:
+        with self._generation(context, self._request) as generation:
             generation.announce()
-            return generation.start(PauseEvent(deadline=now + self.timeout, attempt_ends_at=ends_at))
+            if self.is_dry_run:
+                return generation.rehearse()
+            return generation.start(self._limits())
 
     def execute_again(self, context: Context, event: Any = None) -> dict[str, Any]:
         """
@@ -159,7 +207,16 @@ class KlingGenerateVideoOperator(BaseOperator):
         except ValueError:
             # Nothing is bought yet, so nothing is lost by beginning anew.
             return self.execute(context)
-        with self._generation(context) as generation:
+        return self.start_again(context, limits)
+
+    def start_again(self, context: Context, limits: PauseEvent) -> dict[str, Any]:
+        """
+        Ask for the video in a process that did not begin with it.
+
+        :param limits: until when.
+        :raises KlingError: where there will be no video from this attempt.
+        """
+        with self._generation(context, self._request_again) as generation:
             return generation.start(limits)
 
     def execute_complete(self, context: Context, event: Any = None) -> dict[str, Any]:
@@ -178,7 +235,7 @@ class KlingGenerateVideoOperator(BaseOperator):
                 f"Kling task id is in this task's XCom {XCOM_TASK_ID!r}; fetch it with KlingVideoSensor."
             ) from error
         self.kling_task_id = told.kling_task_id
-        with self._generation(context) as generation:
+        with self._generation(context, None) as generation:
             return generation.resume(told)
 
     def on_kill(self) -> None:
@@ -191,53 +248,174 @@ class KlingGenerateVideoOperator(BaseOperator):
                 self.kling_task_id,
             )
 
-    @contextmanager
-    def _generation(self, context: Context) -> Iterator[Generation]:
-        with closing(KlingHook(self.kling_conn_id)) as hook, raising_to_airflow():
-            ledger = open_ledger(context, self.ledger_path or config.ledger_path())
-            yield Generation(self, context, hook, ledger, self._request())
+    def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage[Any, Any]:
+        """Tell OpenLineage of the references and of the stored files."""
+        return lineage(*self._lineage)
 
-    def _request(self) -> VideoRequest:
+    @contextmanager
+    def _generation(
+        self, context: Context, make_request: Callable[[Context], VideoRequest] | None
+    ) -> Iterator[Generation]:
+        with closing(KlingHook(self.kling_conn_id)) as hook, raising_to_airflow():
+            order = None
+            if make_request is not None:
+                order = Order(
+                    hook,
+                    make_request(context),
+                    max_cost_usd=self.max_cost_usd,
+                    check_balance=self.check_balance,
+                    log=self.log,
+                )
+            ledger = open_ledger(context, self.ledger_path or config.ledger_path())
+            output = output_at(self.output_path, self.output_conn_id) if self.output_path else None
+            delivery = Delivery(hook, context, output=output, outlets=self.outlets, log=self.log)
+            generation = Generation(self, context, hook, ledger, delivery, order)
+            try:
+                yield generation
+            except KlingError as error:
+                metrics.failed(error, generation.asked)
+                raise
+            self._lineage = (generation.asked, delivery.files)
+
+    def _limits(self) -> PauseEvent:
+        now = time.time()
+        ends_at = now + self.execution_timeout.total_seconds() if self.execution_timeout else math.inf
+        return PauseEvent(deadline=now + self.timeout, attempt_ends_at=ends_at)
+
+    def _request(self, context: Context) -> VideoRequest:
+        """Return what is asked for, when an attempt begins."""
         return VideoRequest(**{name: getattr(self, name) for name in _REQUEST_FIELDS})
+
+    def _request_again(self, context: Context) -> VideoRequest:
+        """Return what is asked for, when an attempt goes on in another process."""
+        return self._request(context)
 
     def _check_literals(self) -> None:
         fields = {name: getattr(self, name) for name in _REQUEST_FIELDS}
         late = frozenset(name for name, value in fields.items() if comes_later(value))
         if faults := find_faults(fields, unknown=late):
             raise InvalidRequestError(faults)
+        if self.output_path is not None:
+            if not self.wait_for_completion:
+                raise ValueError(
+                    "output_path needs wait_for_completion: this task ends before there is a video. Store it with "
+                    "KlingDownloadVideoOperator."
+                )
+            if not comes_later(self.output_path):
+                check_output_path(self.output_path)
 
 
-def comes_later(value: Any) -> bool:
-    """Whether a value is known only when the task runs: a template, an XCom argument, or something that holds one."""
-    if isinstance(value, str):
-        return "{{" in value or "{%" in value
-    if isinstance(value, Mapping):
-        return any(comes_later(item) for item in value.values())
-    if isinstance(value, (list, tuple)):
-        return any(comes_later(item) for item in value)
-    return hasattr(value, "iter_references")
-
-
-def seconds_above_zero(name: str, value: float | timedelta) -> float:
+class KlingDownloadVideoOperator(BaseOperator):
     """
-    Read an interval or a limit.
+    Store the video of a task that something else asked for.
 
-    :raises ValueError: where it is not a number of seconds or a timedelta above zero.
+    A task that is not over yet is waited for. What is stored already and matches its manifest is not fetched again.
+
+    :param kling_task_id: the service's task id.
+    :param output_path: where the video is stored; see :class:`KlingGenerateVideoOperator`.
+    :param output_conn_id: id of the connection to that storage, where the URI does not name one.
+    :param kling_conn_id: id of a connection of type ``kling``, of the account that made the task.
+    :param deferrable: wait in the triggerer, without holding a worker. Default: ``[operators] default_deferrable``.
+    :param poll_interval: seconds between two queries.
+    :param timeout: how long to wait for a task that is not over, seconds or a timedelta, for each attempt.
+    :return: XCom as :class:`KlingGenerateVideoOperator` returns it, without what only the submitter knows
+        (``estimated_cost_usd``, ``request``).
+    :raises ValueError: at parse time, for arguments that cannot be.
     """
-    seconds = value.total_seconds() if isinstance(value, timedelta) else value
-    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds < math.inf:
-        raise ValueError(f"{name} must be a number of seconds above 0, or a timedelta; got {value!r}")
-    return float(seconds)
+
+    template_fields: Sequence[str] = ("kling_task_id", "output_path", "output_conn_id", "kling_conn_id")
+    operator_extra_links = (KlingVideoLink(),)
+    ui_color = "#e8def8"
+
+    def __init__(
+        self,
+        *,
+        kling_task_id: str,
+        output_path: str | PurePath | ObjectStoragePath,
+        output_conn_id: str | None = None,
+        kling_conn_id: str = DEFAULT_CONN_ID,
+        deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
+        poll_interval: float = DEFAULT_POLL_INTERVAL,
+        timeout: float | timedelta = DEFAULT_TIMEOUT,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.kling_task_id = kling_task_id
+        self.output_path = text_of(output_path)
+        self.output_conn_id = output_conn_id
+        self.kling_conn_id = kling_conn_id
+        self.deferrable = deferrable
+        self.poll_interval = seconds_above_zero("poll_interval", poll_interval)
+        self.timeout = seconds_above_zero("timeout", timeout)
+        self._stored: Sequence[StoredFile] = ()
+        if not comes_later(self.output_path):
+            check_output_path(self.output_path)
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        """
+        Store the video, after waiting for it where it is not made yet.
+
+        :raises AirflowFailException: where another attempt cannot help.
+        :raises KlingError: where it can.
+        """
+        with raising_to_airflow():
+            now = time.time()
+            waiting = Waiting(
+                task_id_in(self.kling_task_id),
+                deadline=now + self.timeout,
+                poll_interval=self.poll_interval,
+                started=now,
+                max_failures=config.max_failed_queries(),
+            )
+            return self._fetch(context, waiting)
+
+    def execute_complete(self, context: Context, event: Any = None) -> dict[str, Any]:
+        """
+        Go on when the trigger has fired: ask the service, store what it made, or wait on.
+
+        :param event: what the trigger told. It is a hint; the service is asked again.
+        :raises AirflowFailException: where another attempt cannot help.
+        :raises KlingError: where it can.
+        """
+        try:
+            told = WaitEvent.from_dict(event)
+        except ValueError as error:
+            raise AirflowFailException(f"The task was resumed by something that is {error}") from error
+        with raising_to_airflow():
+            return self._fetch(
+                context,
+                Waiting.resumed(
+                    told, poll_interval=self.poll_interval, max_failures=config.max_failed_queries()
+                ),
+            )
+
+    def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage[Any, Any]:
+        """Tell OpenLineage of the stored files."""
+        return lineage(None, self._stored)
+
+    def _fetch(self, context: Context, waiting: Waiting) -> dict[str, Any]:
+        with closing(KlingHook(self.kling_conn_id)) as hook:
+            delivery = Delivery(
+                hook,
+                context,
+                output=output_at(self.output_path, self.output_conn_id),
+                outlets=self.outlets,
+                log=self.log,
+            )
+            over = follow(self, hook, waiting, deferrable=self.deferrable)
+            if over.error is not None:
+                raise _of_a_task_made_elsewhere(over.error)
+            assert over.task is not None  # noqa: S101 - every outcome without an error has a task
+            result = delivery.deliver(over.task, None)
+            self._stored = delivery.files
+            return result
 
 
-def one_of(name: str, value: str, choices: type[_Choice]) -> _Choice:
-    """
-    Read a choice.
-
-    :raises ValueError: where it is none of those that there are.
-    """
-    try:
-        return choices(value)
-    except ValueError:
-        allowed = " or ".join(repr(choice.value) for choice in choices)
-        raise ValueError(f"{name} must be {allowed}; got {value!r}") from None
+def _of_a_task_made_elsewhere(error: KlingError) -> KlingError:
+    if isinstance(error, TaskFailedError):
+        # Whether asking for it again can help is for the task that asked; waiting again cannot.
+        error.retryable = False
+        error.next_step = (
+            "A failed task is not billed. This task only fetches: run the one that submitted it again."
+        )
+    return error

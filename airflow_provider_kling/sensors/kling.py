@@ -19,13 +19,14 @@ from airflow.providers.common.compat.sdk import (
 )
 
 from airflow_provider_kling.api.errors import TaskFailedError
+from airflow_provider_kling.arguments import task_id_in
 from airflow_provider_kling.config import max_failed_queries
+from airflow_provider_kling.deferral import follow
 from airflow_provider_kling.exceptions import to_airflow
 from airflow_provider_kling.hooks.kling import KlingHook
 from airflow_provider_kling.hooks.settings import DEFAULT_CONN_ID
 from airflow_provider_kling.links.kling import KlingVideoLink
 from airflow_provider_kling.result import video_result
-from airflow_provider_kling.triggers.kling import KlingVideoTrigger
 from airflow_provider_kling.waiting import (
     DEFAULT_POLL_INTERVAL,
     AskAgain,
@@ -116,15 +117,7 @@ class KlingVideoSensor(BaseSensorOperator):
 
     def _follow(self, context: Context, waiting: Waiting) -> dict[str, Any]:
         with closing(KlingHook(self.kling_conn_id)) as hook:
-            decision = hook.ask_once(waiting)
-            if isinstance(decision, AskAgain):
-                self.log.info("Deferring: the triggerer waits for Kling task %s.", waiting.task_id)
-                self.defer(
-                    trigger=KlingVideoTrigger.of(waiting, kling_conn_id=self.kling_conn_id),
-                    method_name="execute_complete",
-                    timeout=waiting.net(time.time()),
-                )
-            return self._deliver(context, hook, decision)
+            return self._deliver(context, hook, follow(self, hook, waiting, deferrable=True))
 
     def _deliver(self, context: Context, hook: KlingHook, over: Over) -> dict[str, Any]:
         if over.error is not None:
@@ -149,13 +142,8 @@ class KlingVideoSensor(BaseSensorOperator):
         raise to_airflow(error)
 
     def _waiting(self, *, deadline: float) -> Waiting:
-        task_id = self.kling_task_id
-        if not isinstance(task_id, str) or task_id.strip() in ("", "None"):
-            raise AirflowFailException(
-                f"kling_task_id is {task_id!r}, not a task id of the service. Does the task that submits push one?"
-            )
         return Waiting(
-            task_id.strip(),
+            task_id_in(self.kling_task_id),
             deadline=deadline,
             poll_interval=self.poke_interval,
             started=time.time(),

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import json
 from decimal import Decimal
 from typing import Any
 
 import pytest
 from hypothesis import given
+from hypothesis import strategies as st
 
-from airflow_provider_kling.api.pricing import PRICES, CostRange, estimate
+from airflow_provider_kling.api.pricing import (
+    MAX_PRICE,
+    MIN_PRICE,
+    PRICES,
+    CostRange,
+    PriceTable,
+    Rate,
+    estimate,
+    highest,
+    read_prices,
+)
 from airflow_provider_kling.api.request import VideoRequest
 
 from .contract import rules_broken_by
@@ -17,8 +29,11 @@ from .strategies import BRIEF, NEWER, O1, V3, request_fields
 CLIP = "https://example.com/v.mp4"
 
 
-def cost_of(*, base_video_seconds: float | None = None, **fields: Any) -> Decimal | CostRange | None:
-    return estimate(VideoRequest(prompt="a cat", **fields), base_video_seconds=base_video_seconds)
+def cost_of(
+    *, base_video_seconds: float | None = None, prices: PriceTable = PRICES, **fields: Any
+) -> Decimal | CostRange | None:
+    request = VideoRequest(prompt="a cat", **fields)
+    return estimate(request, base_video_seconds=base_video_seconds, prices=prices)
 
 
 def style(**more: Any) -> list[dict[str, Any]]:
@@ -141,3 +156,171 @@ def test_every_request_of_a_known_model_has_a_price(fields: dict[str, Any]) -> N
     else:
         assert isinstance(cost, Decimal)
         assert Decimal("0.0633") * 3 <= cost <= Decimal("0.1280") * 15
+
+
+@pytest.mark.parametrize(
+    ("cost", "most"),
+    [(None, None), (Decimal(3), Decimal(3)), (CostRange(Decimal(1), Decimal(2)), Decimal(2))],
+)
+def test_of_a_range_the_upper_end_is_the_highest_cost(
+    cost: Decimal | CostRange | None, most: Decimal | None
+) -> None:
+    assert highest(cost) == most
+
+
+# Prices that differ for an account
+
+
+def test_a_changed_price_is_what_an_estimate_counts_with() -> None:
+    prices = read_prices('{"kling-v3-omni": {"std": {"plain": 0.05, "sound": 0.08, "original_sound": 0.07}}}')
+
+    assert cost_of(model=V3, prices=prices) == Decimal("0.25")
+    assert cost_of(model=V3, sound="on", prices=prices) == Decimal("0.40")
+    kept = style(keep_original_sound="yes")
+    assert cost_of(model=V3, video_list=kept, prices=prices) == Decimal("0.35")
+    assert cost_of(model=V3, video_list=[CLIP], prices=prices) == CostRange(Decimal("0.15"), Decimal("0.50"))
+
+
+def test_what_is_not_named_keeps_its_price() -> None:
+    prices = read_prices({V3: {"std": {"sound": "0.08"}}})
+
+    assert prices[V3, "std"] == PRICES[V3, "std"]._replace(sound=Decimal("0.08"))
+    assert {key: rate for key, rate in prices.items() if key != (V3, "std")} == {
+        key: rate for key, rate in PRICES.items() if key != (V3, "std")
+    }
+
+
+def test_changes_upon_changes_add_up_and_the_later_one_wins() -> None:
+    first = read_prices({V3: {"std": {"plain": 1, "sound": 2}}})
+    second = read_prices({V3: {"std": {"sound": 3}}}, base=first)
+
+    assert second[V3, "std"] == Rate(Decimal(1), Decimal(3), PRICES[V3, "std"].original_sound)
+
+
+def test_a_table_does_not_change_when_another_is_made_of_it() -> None:
+    before = dict(PRICES)
+    read_prices({V3: {"std": {"plain": 9}}, "newer": {"std": {"plain": 9}}})
+    assert dict(PRICES) == before
+
+
+@pytest.mark.parametrize("nothing", [None, "", "  \n", "{}", {}, {V3: {}}, {V3: {"std": {}}}])
+def test_nothing_changes_nothing(nothing: Any) -> None:
+    assert read_prices(nothing) == PRICES
+
+
+def test_a_new_model_or_mode_gets_a_price() -> None:
+    prices = read_prices({NEWER: {"std": {"plain": 0.2}}, V3: {"4k": {"plain": 0.3}}})
+
+    assert cost_of(model=NEWER, prices=prices) == Decimal("1.0")
+    assert cost_of(model=V3, extra_body={"mode": "4k"}, prices=prices) == Decimal("1.5")
+
+
+def test_a_price_with_sound_that_nobody_told_is_not_known() -> None:
+    prices = read_prices({NEWER: {"std": {"plain": 0.2}}})
+    assert cost_of(model=NEWER, sound="on", prices=prices) is None
+
+
+@pytest.mark.parametrize("prices", ['{"newer": {"std": {"sound": 1}}}', {"newer": {"std": {}}}])
+def test_a_new_model_needs_its_plain_price(prices: Any) -> None:
+    with pytest.raises(ValueError, match=r"^prices\.newer\.std\.plain: it is missing"):
+        read_prices(prices)
+
+
+def test_money_is_what_was_written_and_not_a_float_beside_it() -> None:
+    written = '{"kling-v3-omni": {"std": {"plain": 0.1000000000000000055511151231, "sound": 0.07}}}'
+
+    of_text = read_prices(written)[V3, "std"]
+    assert str(of_text.plain) == "0.1000000000000000055511151231"
+    assert str(read_prices(json.loads(written))[V3, "std"].sound) == "0.07"
+
+
+@pytest.mark.parametrize("price", [0, 0.0, -0.0, "0", "0.05", " 0.05 ", 5, MIN_PRICE, MAX_PRICE])
+def test_these_are_prices(price: Any) -> None:
+    found = read_prices({V3: {"std": {"plain": price}}})[V3, "std"].plain
+    assert found == Decimal(str(price).strip())
+    assert not found.is_signed()
+
+
+BAD_PRICES: list[Any] = [
+    *(-1, -0.05, "-0.05", float("nan"), float("inf"), -float("inf"), "NaN", "Infinity", True, False, None),
+    *("", "five", "0,05", "1e3", "1_0", "٣", "0.05 USD", "$1", [0.05], {"usd": 1}, b"1"),
+    *(Decimal("NaN"), Decimal("sNaN"), Decimal("1e-400"), MAX_PRICE + 1, 10**400, 1e308),
+]
+
+
+@pytest.mark.parametrize("price", BAD_PRICES, ids=lambda price: str(price)[:20])
+def test_what_is_no_price_is_refused_with_its_key(price: Any) -> None:
+    with pytest.raises(ValueError, match=r"^prices\.kling-v3-omni\.std\.plain: .* is not a price") as raised:
+        read_prices({V3: {"std": {"plain": price}}})
+    assert len(str(raised.value)) < 200
+
+
+@pytest.mark.parametrize(
+    "price", ["-1", "NaN", "Infinity", "-Infinity", "1e999999999", "1e-999999999", "true", "null", "9" * 5000]
+)
+def test_what_is_no_price_in_json_is_refused_with_its_key(price: str) -> None:
+    with pytest.raises(ValueError, match=r"^prices\.kling-v3-omni\.pro\.sound: .* is not a price") as raised:
+        read_prices(f'{{"kling-v3-omni": {{"pro": {{"sound": {price}}}}}}}')
+    assert len(str(raised.value)) < 200
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        ("{", "prices: it is not JSON"),
+        ("kling-v3-omni=1", "prices: it is not JSON"),
+        ("[" * 100_000, "prices: it is not JSON"),
+        ("0.05", "prices: 0.05 is not an object"),
+        ([], "prices: [] is not an object"),
+        (5, "prices: 5 is not an object"),
+        ({V3: 0.05}, f"prices.{V3}: 0.05 is not an object"),
+        ({V3: {"std": 0.05}}, f"prices.{V3}.std: 0.05 is not an object"),
+        ({V3: {"std": None}}, f"prices.{V3}.std: None is not an object"),
+        ({V3: {"std": {"plane": 1}}}, f"prices.{V3}.std.plane: there is no price of that name"),
+        ({V3: {"std": {"Plain": 1}}}, f"prices.{V3}.std.Plain: there is no price of that name"),
+        ({"": {}}, "prices: '' is not a name"),
+        ({V3: {" std": {}}}, f"prices.{V3}: ' std' is not a name"),
+        ({5: {}}, "prices: 5 is not a name"),
+        ('{"kling-v3-omni": {"std": {"plain": 1, "plain": 2}}}', "prices: the name 'plain' is there twice"),
+    ],
+)
+def test_what_is_no_list_of_prices_is_refused_with_its_key(value: Any, told: str) -> None:
+    with pytest.raises(ValueError) as raised:
+        read_prices(value)
+    assert str(raised.value).startswith(told)
+
+
+def test_the_names_that_there_are_are_told() -> None:
+    with pytest.raises(ValueError, match="plain, sound, original_sound"):
+        read_prices({V3: {"std": {"loud": 1}}})
+
+
+def test_the_error_calls_the_value_what_the_reader_calls_it() -> None:
+    with pytest.raises(ValueError, match=r"^rates\.kling-v3-omni\.std\.plain: "):
+        read_prices({V3: {"std": {"plain": -1}}}, "rates")
+
+
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from([V3, "std", "plain", "sound", "x", ""]), inner, max_size=3)
+    ),
+    max_leaves=12,
+)
+
+
+@BRIEF
+@given(JSON_VALUES)
+def test_whatever_is_given_is_prices_or_a_fault_with_a_name(value: Any) -> None:
+    for written in (value, json.dumps(value)):
+        try:
+            prices = read_prices(written)
+        except ValueError as error:
+            assert str(error).startswith("prices")  # noqa: PT017
+        else:
+            assert all(
+                price is None or (price.is_finite() and 0 <= price <= MAX_PRICE)
+                for rate in prices.values()
+                for price in rate
+            )

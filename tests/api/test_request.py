@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import pickle
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from airflow_provider_kling.api.request import (
     MAX_IMAGE_BYTES,
     MODEL_LIMITS,
     Fault,
+    LocalReference,
     VideoRequest,
     find_faults,
 )
@@ -553,7 +555,9 @@ def test_an_image_can_be_base64(content: str) -> None:
     ("url", "why"),
     [
         ("cat.png", "URL"),
-        ("ftp://example.com/a.png", "URL"),
+        ("cat.png", "a path"),
+        ("s3://", "URL"),
+        ("images/cat.png", "URL"),
         ("https://", "URL"),
         ("https://example.com/a b.png", "URL"),
         ("https://example.com/a\nb.png", "URL"),
@@ -562,6 +566,13 @@ def test_an_image_can_be_base64(content: str) -> None:
         (base64.b64encode(b"GIF89a").decode(), "jpg or png"),
         ("data:image/png;base64," + PNG, "without the data: prefix"),
         ("\u00e4", "URL"),
+        ("HTTP:/example.com/a.png", "URL"),
+        ("/9j/4AAQSkZJRgAB\nAQAA", "one line"),
+        ("/9j/4AAQSkZJRgABAQA", "cannot be decoded"),
+        (PNG + "A", "cannot be decoded"),
+        ("/data/cat\0.png", "without control characters"),
+        ("/data/cat\n.png", "without control characters"),
+        ("/" + "x" * 4096, "at most 4096 characters, this has 4097"),
     ],
 )
 def test_an_image_that_is_neither_url_nor_base64_is_a_fault(url: str, why: str) -> None:
@@ -713,10 +724,128 @@ def test_there_is_one_video_at_the_most(model: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["v.mp4", "ftp://example.com/v.mp4", "https://", "AAAA", "http://[", "https://a/\tb"]
+    "url", ["v.mp4", "https://", "AAAA", "http://[", "https://a/\tb", "/data/v\t.mp4", "s3://"]
 )
-def test_a_video_is_a_url(url: str) -> None:
+def test_a_video_is_a_url_or_a_file(url: str) -> None:
     assert only_fault_of(video_list=[url]).field == "video_list[0].video_url"
+
+
+# Files: what the service cannot fetch itself
+
+FILES = [
+    "/data/cat",
+    "./cat",
+    "../cat",
+    "~/cat",
+    "~someone/cat",
+    "file:///data/cat",
+    "s3://bucket/cat",
+    "s3://my_conn@bucket/a b/cat",
+    "gs://bucket/cat",
+    "abfs://container@account/cat",
+    "ftp://example.com/cat",
+    "/9j/photos/my cat",
+    "/9j/photos/cat.jpg",
+    "/data/Kätzchen",
+]
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_a_path_or_a_uri_is_a_file_to_be_uploaded(file: str) -> None:
+    request = VideoRequest(prompt="a cat", image_list=[URL, f"{file}.png"], video_list=[f"{file}.mp4"])
+
+    assert request.local_references() == [
+        LocalReference("image_list[1].image_url", f"{file}.png", "image"),
+        LocalReference("video_list[0].video_url", f"{file}.mp4", "video"),
+    ]
+
+
+@pytest.mark.parametrize("address", [URL, "HTTPS://example.com/a.png", PNG, JPEG])
+def test_what_the_service_can_use_as_it_is_is_no_file(address: str) -> None:
+    assert VideoRequest(prompt="a cat", image_list=[address]).local_references() == []
+    VideoRequest(prompt="a cat", image_list=[address]).check_sendable()
+
+
+def test_text_that_can_be_base64_and_a_path_is_base64() -> None:
+    text = base64.b64encode(b"\xff\xd8\xff\xe0" + bytes(8)).decode()
+    assert text.startswith("/9j/")
+
+    assert VideoRequest(prompt="a cat", image_list=[text]).local_references() == []
+    assert len(VideoRequest(prompt="a cat", image_list=[f"file://{text}"]).local_references()) == 1
+
+
+def test_an_image_in_the_request_can_be_taken_out() -> None:
+    request = VideoRequest(prompt="a cat", image_list=[PNG, URL, "/data/cat.png"])
+
+    contents = [image.content for image in request.image_list or ()]
+    assert contents == [base64.b64decode(PNG), None, None]
+
+
+class StoragePath:
+    """As a path of object storage: not an ``os.PathLike``."""
+
+    def __str__(self) -> str:
+        return "s3://my_conn@bucket/cat"
+
+    def as_uri(self) -> str:
+        return "s3://bucket/cat"
+
+
+@pytest.mark.parametrize(
+    ("path", "written"),
+    [(Path("/data/cat"), "/data/cat"), (StoragePath(), "s3://my_conn@bucket/cat")],
+)
+@pytest.mark.parametrize("wrap", [lambda path: path, lambda path: [path]])
+def test_path_objects_are_files_too(path: Any, written: str, wrap: Any) -> None:
+    request = VideoRequest(prompt="a cat", image_list=wrap(path), video_list=wrap({"video_url": path}))
+
+    assert [local.reference for local in request.local_references()] == [written, written]
+    assert json.loads(json.dumps(request.to_body()))["image_list"] == [{"image_url": written}]
+
+
+def test_a_relative_path_object_is_a_file_though_such_a_text_is_none() -> None:
+    [local] = VideoRequest(prompt="a cat", image_list=[Path("./cats/1.png")]).local_references()
+    assert local.reference == "./cats/1.png"
+    assert "a path" in only_fault_of(image_list=["cats/1.png"]).allowed
+
+
+def test_files_are_replaced_by_their_urls_and_nothing_else_changes() -> None:
+    fields: dict[str, Any] = {
+        "prompt": "a cat",
+        "image_list": [{"image_url": "/data/a.png"}, {"image_url": PNG}, {"image_url": "/data/a.png"}],
+        "video_list": [{"video_url": "s3://b/v.mp4", "refer_type": "feature", "keep_original_sound": "yes"}],
+        "extra_body": {"seed": 7},
+    }
+    before = VideoRequest(**fields)
+    after = before.with_references(
+        {"/data/a.png": URL, "s3://b/v.mp4": CLIP, "/elsewhere": "https://x.org/x"}
+    )
+
+    assert after.to_body() == {
+        **before.to_body(),
+        "image_list": [{"image_url": URL}, {"image_url": PNG}, {"image_url": URL}],
+        "video_list": [{"video_url": CLIP, "refer_type": "feature", "keep_original_sound": "yes"}],
+    }
+    assert after.local_references() == []
+    assert [local.reference for local in before.local_references()] == ["/data/a.png"] * 2 + ["s3://b/v.mp4"]
+    assert VideoRequest.from_body(after.to_body()) == after
+
+
+def test_a_request_without_references_stays_as_it_is() -> None:
+    request = VideoRequest(prompt="a cat")
+    assert request.with_references({"/data/a.png": URL}) == request
+    assert request.with_references({}).to_body() == request.to_body()
+
+
+def test_a_request_with_files_cannot_be_sent() -> None:
+    request = VideoRequest(prompt="a cat", image_list=[URL, "/data/a.png"], video_list=["s3://b/v.mp4"])
+    with pytest.raises(InvalidRequestError) as raised:
+        request.check_sendable()
+    assert [fault.field for fault in raised.value.faults] == [
+        "image_list[1].image_url",
+        "video_list[0].video_url",
+    ]
+    assert "uploaded first" in str(raised.value)
 
 
 @pytest.mark.parametrize(

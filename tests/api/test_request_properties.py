@@ -219,3 +219,25 @@ def _is_json(value: Any) -> bool:
     except ValueError:
         return False
     return True
+
+
+@given(
+    st.text(max_size=60)
+    | st.sampled_from(["/", "./", "~", "s3://", "http://", "/9j/", "iVBORw0KGgo", "data:"]).flatmap(
+        lambda beginning: st.text(max_size=60).map(lambda rest: beginning + rest)
+    )
+)
+def test_an_address_is_refused_or_is_one_thing_of_three(address: str) -> None:
+    fields = {"prompt": "a cat", "image_list": [{"image_url": address}]}
+    if find_faults(fields):
+        return
+    request = VideoRequest(**fields)
+    [image] = request.image_list or ()
+    is_file, is_inline = bool(request.local_references()), image.content is not None
+    is_url = image.image_url.lower().startswith(("http://", "https://"))
+    assert is_file + is_inline + is_url == 1
+    uploaded = request.with_references(
+        {local.reference: "https://r2.example/x" for local in request.local_references()}
+    )
+    assert uploaded.local_references() == []
+    assert (uploaded == request) is not is_file

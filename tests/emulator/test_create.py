@@ -326,3 +326,13 @@ def test_a_path_that_the_service_does_not_have_answers_404_in_its_form(
 
 def test_the_prompt_is_what_the_request_says(emulator: KlingEmulator, caller: Caller) -> None:
     assert emulator.ledger.task(caller.create()).prompt == PROMPT
+
+
+def test_a_path_is_no_reference_for_a_service_that_cannot_see_it(caller: Caller) -> None:
+    for fields in (
+        {"image_list": [{"image_url": "/data/a.png"}]},
+        {"video_list": [{"video_url": "s3://b/v.mp4"}]},
+    ):
+        answer = caller.post(**fields)
+        assert answer.json()["code"] == 400
+        assert "neither a URL nor Base64" in answer.text

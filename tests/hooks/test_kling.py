@@ -33,7 +33,7 @@ from airflow_provider_kling.api.errors import (
 )
 from airflow_provider_kling.api.request import VideoRequest
 from airflow_provider_kling.api.task import TaskState
-from airflow_provider_kling.hooks.kling import SUBMIT_TRIES, KlingHook
+from airflow_provider_kling.hooks.kling import SUBMIT_TRIES, UPLOAD_TRIES, KlingHook
 from airflow_provider_kling.hooks.settings import MAX_PATIENCE, user_agent
 from airflow_provider_kling.hooks.sync_client import CHUNK_BYTES, GET_TRIES
 
@@ -717,23 +717,23 @@ def test_an_upload_sends_the_file_and_returns_its_url(hook: MakeHook, tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("reply", "error"),
+    ("reply", "error", "calls"),
     [
-        (Answer(413, {"msg": "too large"}), BadRequestError),
-        (Answer(500, b""), ServiceUnavailableError),
-        (Answer(200, {"code": 200, "data": {}}), UnreadableAnswerError),
-        (Fault.CLOSED, ServiceUnavailableError),
+        (Answer(413, {"msg": "too large"}), BadRequestError, 1),
+        (Answer(500, b""), ServiceUnavailableError, UPLOAD_TRIES),
+        (Answer(200, {"code": 200, "data": {}}), UnreadableAnswerError, 1),
+        (Fault.CLOSED, ServiceUnavailableError, UPLOAD_TRIES),
     ],
 )
 def test_an_upload_that_is_not_taken_costs_nothing(
-    hook: MakeHook, clock: Clock, tmp_path: Path, reply: Reply, error: type[ServiceError]
+    hook: MakeHook, clock: Clock, tmp_path: Path, reply: Reply, error: type[ServiceError], calls: int
 ) -> None:
     image = tmp_path / "first.png"
     image.write_bytes(b"...")
     with Loopback(reply) as service:
         with pytest.raises(error) as raised:
             hook(service).upload_file(image)
-        assert len(service.received) == 1
+        assert len(service.received) == calls
     assert not raised.value.outcome_unknown
 
 

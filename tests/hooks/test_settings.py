@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import ssl
+from decimal import Decimal
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from airflow.providers.common.compat.sdk import AirflowNotFoundException, Connec
 
 import airflow_provider_kling
 from airflow_provider_kling.api.errors import ConnectionLookupError, ConnectionSettingsError
+from airflow_provider_kling.api.pricing import PRICES
 from airflow_provider_kling.hooks import settings as settings_module
 from airflow_provider_kling.hooks.kling import KlingHook
 from airflow_provider_kling.hooks.settings import ConnectionSettings, lookup_error, user_agent
@@ -32,6 +34,7 @@ def settings_of(monkeypatch: pytest.MonkeyPatch, value: str) -> ConnectionSettin
 def made_in_the_ui(**fields: Any) -> Connection:
     """As Airflow's form makes it: what was left empty is there as an empty text or null."""
     extra = {"connect_timeout": None, "read_timeout": "", "verify": True, "ca_bundle": "", "proxies": ""}
+    extra |= {"prices": ""}
     extra |= fields.pop("extra", {})
     return Connection(
         conn_id="kling_default",
@@ -344,3 +347,68 @@ def test_the_user_agent_tells_both_versions() -> None:
     assert user_agent() == (
         f"airflow-provider-kling/{airflow_provider_kling.__version__} apache-airflow/{version('apache-airflow')}"
     )
+
+
+# Prices of the account
+
+
+OWN_PRICES = {"kling-v3-omni": {"std": {"plain": 0.05}}}
+
+
+@pytest.mark.parametrize("prices", [OWN_PRICES, json.dumps(OWN_PRICES)], ids=["object", "text of the form"])
+def test_the_extra_can_hold_prices_of_the_account(prices: Any) -> None:
+    settings = read(made_in_the_ui(extra={"prices": prices}))
+    expected = PRICES["kling-v3-omni", "std"]._replace(plain=Decimal("0.05"))
+    assert settings.prices["kling-v3-omni", "std"] == expected
+    assert settings.prices["kling-v3-omni", "pro"] == PRICES["kling-v3-omni", "pro"]
+
+
+def test_without_prices_in_the_connection_those_of_the_configuration_hold(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settings = read(made_in_the_ui())
+    assert settings.prices == PRICES
+    monkeypatch.setenv("AIRFLOW__KLING__PRICES", '{"kling-v3-omni": {"std": {"plain": 0.06}}}')
+    assert settings.prices["kling-v3-omni", "std"].plain == Decimal("0.06")
+
+
+def test_the_connections_prices_beat_the_configurations_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(
+        "AIRFLOW__KLING__PRICES",
+        '{"kling-v3-omni": {"std": {"plain": 0.06, "sound": 0.09}}, "n": {"std": {"plain": 1}}}',
+    )
+    prices = read(made_in_the_ui(extra={"prices": {**OWN_PRICES, "n": {"std": {"sound": 2}}}})).prices
+    assert prices["kling-v3-omni", "std"].plain == Decimal("0.05")
+    assert prices["kling-v3-omni", "std"].sound == Decimal("0.09")
+    assert prices["n", "std"][:2] == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("prices", "named"),
+    [
+        ({"kling-v3-omni": {"std": {"plain": "cheap"}}}, "prices.kling-v3-omni.std.plain: 'cheap'"),
+        ('{"kling-v3-omni": {"std": {"plain": NaN}}}', "prices.kling-v3-omni.std.plain: NaN"),
+        ({"kling-v3-omni": {"std": {"plain": True}}}, "prices.kling-v3-omni.std.plain: True"),
+        ("cheap", "prices: it is not JSON"),
+        ([], "prices: [] is not an object"),
+    ],
+)
+def test_a_wrong_price_is_refused_when_the_connection_is_read(prices: Any, named: str) -> None:
+    with pytest.raises(ConnectionSettingsError) as raised:
+        read(made_in_the_ui(extra={"prices": prices}))
+    assert f"Connection 'kling_default', {named}" in str(raised.value)
+    assert "nothing was billed" in str(raised.value)
+    assert not raised.value.retryable
+
+
+def test_a_new_models_missing_price_is_told_where_prices_are_asked_for() -> None:
+    settings = read(made_in_the_ui(extra={"prices": {"newer": {"std": {"sound": 1}}}}))
+    with pytest.raises(ConnectionSettingsError, match=r"prices\.newer\.std\.plain: it is missing"):
+        _ = settings.prices
+
+
+def test_a_wrong_price_in_the_configuration_keeps_nobody_from_the_service(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("AIRFLOW__KLING__PRICES", "cheap")
+    assert read(made_in_the_ui()).base_url == DEFAULT

@@ -56,11 +56,14 @@ def test_a_video_is_asked_for_once_and_its_link_comes_back(
         "state": "completed",
         "video_url": result["result_urls"][0],
         "result_urls": result["result_urls"],
+        "path": None,
+        "files": [],
         "duration_seconds": 4.0,
         "created_at": result["created_at"],
         "completed_at": result["completed_at"],
         "generation_seconds": pytest.approx(0.3, abs=0.01),
         "estimated_cost_usd": pytest.approx(4 * 0.0956),
+        "recorded_cost_usd": pytest.approx(4 * 0.0956),
         "request": {"model": "kling-v3-omni", "prompt": "a red kite", "duration": "4", "sound": "on"},
     }
     assert result["video_url"].endswith(".mp4")
@@ -299,7 +302,12 @@ def test_intervals_and_limits_are_seconds_above_zero(name: str, value: Any) -> N
 
 
 def test_everything_about_the_video_is_a_template_field_and_nothing_else() -> None:
-    assert set(KlingGenerateVideoOperator.template_fields) == {*VideoRequest.model_fields, "kling_conn_id"}
+    assert set(KlingGenerateVideoOperator.template_fields) == {
+        *VideoRequest.model_fields,
+        "kling_conn_id",
+        "output_path",
+        "output_conn_id",
+    }
 
 
 def test_an_unknown_model_is_passed_on_with_a_warning(

@@ -1,0 +1,81 @@
+"""Reads the arguments of operators and sensors, and tells what is wrong with them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from datetime import timedelta
+from enum import StrEnum
+from typing import Any, TypeVar
+
+from airflow.providers.common.compat.sdk import AirflowFailException
+
+from airflow_provider_kling.output_path import OutputPath
+
+_Choice = TypeVar("_Choice", bound=StrEnum)
+
+
+def comes_later(value: Any) -> bool:
+    """Whether a value is known only when the task runs: a template, an XCom argument, or something that holds one."""
+    if isinstance(value, str):
+        return "{{" in value or "{%" in value
+    if isinstance(value, Mapping):
+        return any(comes_later(item) for item in value.values())
+    if isinstance(value, (list, tuple)):
+        return any(comes_later(item) for item in value)
+    return hasattr(value, "iter_references")
+
+
+def text_of(path: Any) -> Any:
+    """Return a path as text; text, None and what is known only when the task runs as it is."""
+    return path if path is None or isinstance(path, str) or comes_later(path) else str(path)
+
+
+def seconds_above_zero(name: str, value: float | timedelta) -> float:
+    """
+    Read an interval or a limit.
+
+    :raises ValueError: where it is not a number of seconds or a timedelta above zero.
+    """
+    seconds = value.total_seconds() if isinstance(value, timedelta) else value
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds < math.inf:
+        raise ValueError(f"{name} must be a number of seconds above 0, or a timedelta; got {value!r}")
+    return float(seconds)
+
+
+def one_of(name: str, value: str, choices: type[_Choice]) -> _Choice:
+    """
+    Read a choice.
+
+    :raises ValueError: where it is none of those that there are.
+    """
+    try:
+        return choices(value)
+    except ValueError:
+        allowed = " or ".join(repr(choice.value) for choice in choices)
+        raise ValueError(f"{name} must be {allowed}; got {value!r}") from None
+
+
+def task_id_in(value: Any) -> str:
+    """
+    Read a task id of the service out of a template field.
+
+    :raises AirflowFailException: where it is none.
+    """
+    if not isinstance(value, str) or value.strip() in ("", "None"):
+        raise AirflowFailException(
+            f"kling_task_id is {value!r}, not a task id of the service. Does the task that submits push one?"
+        )
+    return value.strip()
+
+
+def output_at(template: str, conn_id: str | None) -> OutputPath:
+    """
+    Read where files go, when templates are rendered.
+
+    :raises AirflowFailException: where they cannot go there.
+    """
+    try:
+        return OutputPath(template, conn_id)
+    except ValueError as error:
+        raise AirflowFailException(f"{error} This attempt has sent nothing.") from error

@@ -1,0 +1,51 @@
+"""Waits for a task of the service where its operator wants that: on the worker, or in the triggerer."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from airflow_provider_kling.triggers.kling import KlingVideoTrigger
+from airflow_provider_kling.waiting import AskAgain, Over
+
+if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import BaseOperator
+
+    from airflow_provider_kling.api.task import VideoTask
+    from airflow_provider_kling.hooks.kling import KlingHook
+    from airflow_provider_kling.waiting import Waiting
+
+
+def follow(
+    operator: BaseOperator,
+    hook: KlingHook,
+    waiting: Waiting,
+    *,
+    deferrable: bool,
+    known: VideoTask | None = None,
+) -> Over:
+    """
+    Ask once, and if it is not over yet, wait on this worker or hand the wait to the triggerer.
+
+    The operator is resumed in its ``execute_complete``.
+
+    :param deferrable: whether the triggerer may wait on.
+    :param known: the task, where an answer about it has just come.
+    :raises TaskDeferred: where the triggerer waits on.
+    """
+    decision: AskAgain | Over
+    if known is not None and known.state.is_terminal:
+        decision = waiting.on_task(known, time.time())
+    else:
+        decision = hook.ask_once(waiting)
+    if isinstance(decision, Over):
+        return decision
+    if deferrable:
+        operator.log.info("Deferring: the triggerer waits for Kling task %s.", waiting.task_id)
+        operator.defer(
+            trigger=KlingVideoTrigger.of(waiting, kling_conn_id=hook.kling_conn_id),
+            method_name="execute_complete",
+            timeout=waiting.net(time.time()),
+        )
+    time.sleep(max(0.0, decision.at - time.time()))
+    return hook.wait_until_over(waiting)

@@ -1,0 +1,101 @@
+"""What becomes of a completed video: it is stored, its cost is asked for, and all who wait for it are told."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from airflow_provider_kling import metrics
+from airflow_provider_kling.assets import tell_outlets
+from airflow_provider_kling.costs import recorded_cost
+from airflow_provider_kling.links.kling import KlingVideoLink
+from airflow_provider_kling.manifest import manifest_document
+from airflow_provider_kling.output_path import Coordinates, OutputPath
+from airflow_provider_kling.result import Asked, video_result
+
+if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import Context
+
+    from airflow_provider_kling.api.task import VideoTask
+    from airflow_provider_kling.hooks.kling import KlingHook
+    from airflow_provider_kling.storage import ResultStorage, StoredFile
+
+
+class Delivery:
+    """
+    Brings completed videos home for one Airflow task.
+
+    :param hook: the service.
+    :param context: Airflow's context of the task.
+    :param output: where the files go; None to leave them with the service, which deletes them after 7 days.
+    :param outlets: the assets that the task updates.
+    :param log: where to tell about it.
+    """
+
+    def __init__(
+        self,
+        hook: KlingHook,
+        context: Context,
+        *,
+        output: OutputPath | None,
+        outlets: Sequence[Any] = (),
+        log: Any,
+    ) -> None:
+        self._hook = hook
+        self._context = context
+        self._outlets = outlets
+        self._log = log
+        self._coordinates = Coordinates.of(context)
+        self._storage = self._open(output) if output else None
+        self.files: list[StoredFile] = []
+
+    def _open(self, output: OutputPath) -> ResultStorage:
+        # What reads and writes files takes long to import, and who stores nothing needs none of it.
+        from airflow_provider_kling.storage import ResultStorage
+
+        return ResultStorage(self._hook, output, self._coordinates, log=self._log)
+
+    def is_there(self, task: VideoTask) -> bool:
+        """Tell whether a completed video can still be had, from the service or from where it was stored."""
+        return self._hook.result_is_there(task.video_url or "") or self.was_stored(task.task_id)
+
+    def was_stored(self, kling_task_id: str) -> bool:
+        """Tell whether a Kling task's video lies where this one would store it."""
+        return self._storage is not None and self._storage.find(kling_task_id) is not None
+
+    def deliver(self, task: VideoTask, asked: Asked | None) -> dict[str, Any]:
+        """
+        Store a completed video, and tell of it.
+
+        :return: what goes to XCom.
+        :raises DownloadError: where it cannot be stored: it is paid for, and a retry fetches it again at no cost.
+        """
+        noticed_at = time.time()
+        self.files = self._store(task)
+        recorded = recorded_cost(self._hook, task.task_id, log=self._log)
+        if self._storage:
+            document = manifest_document(task, asked, self._coordinates, recorded)
+            self._storage.write_manifests(self.files, document)
+        result = video_result(task, asked, files=self.files, recorded=recorded)
+        KlingVideoLink.push(
+            self._context, task.task_id, task.video_url, base_url=self._hook.settings.base_url
+        )
+        tell_outlets(self._context, self._outlets, result, self.files)
+        metrics.completed(task, asked, recorded, noticed_at=noticed_at)
+        self._say(task, result)
+        return result
+
+    def _store(self, task: VideoTask) -> list[StoredFile]:
+        if self._storage is None:
+            return []
+        if task.result_urls:
+            return self._storage.store(task)
+        return self._storage.find(task.task_id) or []  # the service does not know it any more
+
+    def _say(self, task: VideoTask, result: dict[str, Any]) -> None:
+        seconds = "" if task.generation_seconds is None else f" after {task.generation_seconds:.0f} s"
+        places = [file.path for file in self.files] or [(task.video_url or "").partition("?")[0]]
+        self._log.info("Kling task %s is completed%s: %s", task.task_id, seconds, ", ".join(places))
+        if result["recorded_cost_usd"] is not None:
+            self._log.info("It cost %.4f USD by the service's records.", result["recorded_cost_usd"])

@@ -1,0 +1,507 @@
+"""Results into object storage or onto local disk: whole, checked, and each with its manifest beside it."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import posixpath
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, Self, cast
+from uuid import uuid4
+
+from airflow.providers.common.compat.sdk import ObjectStoragePath
+
+from airflow_provider_kling.api.errors import (
+    DownloadError,
+    KlingError,
+    NoResultError,
+    ResultExpiredError,
+)
+from airflow_provider_kling.api.media import (
+    MediaLibraryMissingError,
+    UnreadableMediumError,
+    VideoFacts,
+    read_video,
+)
+from airflow_provider_kling.hooks.download import (
+    VIDEO_TYPES,
+    Fetched,
+    InBackground,
+    ResultStream,
+    Write,
+    fetch,
+    whole_file,
+)
+from airflow_provider_kling.manifest import MAX_MANIFEST_BYTES, SUFFIX, Manifest, manifest_document
+
+if TYPE_CHECKING:
+    from airflow_provider_kling.api.task import VideoTask
+    from airflow_provider_kling.hooks.kling import KlingHook
+    from airflow_provider_kling.output_path import Coordinates, OutputPath
+
+SIDE_BY_SIDE = 4
+"""How many results of one Kling task are fetched at a time."""
+BLOCK_BYTES = 5 * 1024 * 1024
+"""What is sent to object storage at a time. S3 takes no less, and 10,000 of them for one file: 50 GB."""
+READ_BYTES = 1024 * 1024
+
+_LOCAL = ("", "file", "local")
+_WITHOUT_DIRECTORIES = frozenset(
+    (
+        "s3",
+        "s3a",
+        "s3n",
+        "gs",
+        "gcs",
+        "abfs",
+        "abfss",
+        "az",
+        "adl",
+        "wasb",
+        "wasbs",
+        "oss",
+        "oci",
+        "r2",
+        "b2",
+        "obs",
+    )
+)
+"""Stores whose directories are names only; to make one there could make a bucket."""
+_STAYS_PAID = "The video is paid for. A retry fetches it again and pays nothing."
+
+
+class StorageError(DownloadError):
+    """The video is paid for, but it could not be fetched, or the place where it belongs did not take it."""
+
+    default_next_step = f"Make sure that the place can be read and written and has room. {_STAYS_PAID}"
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """
+    A result that lies where the author wants it.
+
+    :param path: the file, with the connection id where there is one; ``ObjectStoragePath(path)`` opens it.
+    :param manifest_path: the manifest beside it.
+    :param index: which of the Kling task's results it is, from 0.
+    :param size_bytes: its size.
+    :param sha256: its SHA-256, hexadecimal.
+    :param media_type: such as ``video/mp4``.
+    :param duration_seconds: length, seconds, read from the file; None where it could not be looked into.
+    :param width: pixels, read from the file.
+    :param height: pixels, read from the file.
+    :param frame_rate: frames a second, read from the file.
+    :param has_sound: whether the file has a track of sound.
+    """
+
+    path: str
+    manifest_path: str
+    index: int
+    size_bytes: int
+    sha256: str
+    media_type: str
+    duration_seconds: float | None = None
+    width: int | None = None
+    height: int | None = None
+    frame_rate: float | None = None
+    has_sound: bool | None = None
+
+    @property
+    def uri(self) -> str:
+        """The file as others may name it, for assets and lineage: a URI without the connection id."""
+        scheme, separator, rest = self.path.partition("://")
+        if not separator:
+            return f"file://{self.path}"
+        netloc, slash, key = rest.partition("/")
+        return f"{scheme}://{netloc.rpartition('@')[2]}{slash}{key}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as plain JSON, for XCom."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> Self:
+        """
+        Read what :meth:`to_dict` returned. Fields of later versions are left alone.
+
+        :raises ValueError: where it is something else.
+        """
+        try:
+            return cls(**{field.name: value[field.name] for field in fields(cls) if field.name in value})
+        except (TypeError, KeyError) as error:
+            raise ValueError(f"This is no stored file: {value!r}") from error
+
+
+class ResultStorage:
+    """
+    Stores the results of Kling tasks for one Airflow task.
+
+    :param hook: the service.
+    :param output: where the files go.
+    :param coordinates: whose they are.
+    :param log: where to tell about it.
+    """
+
+    def __init__(self, hook: KlingHook, output: OutputPath, coordinates: Coordinates, *, log: Any) -> None:
+        self._hook = hook
+        self._output = output
+        self._coordinates = coordinates
+        self._log = log
+        self._results: dict[str, int] = {}
+        self._has_told_of_media = False
+
+    def find(self, kling_task_id: str) -> list[StoredFile] | None:
+        """
+        Look for the results of a Kling task where they would be stored.
+
+        Each file is read to its end, since only that tells that it is whole.
+
+        :return: all of them in order; None where one is missing, or is not what its manifest says.
+        :raises StorageError: where the place cannot be asked.
+        """
+        with self._telling(kling_task_id, f"could not be looked for in {self._output.template!r}"):
+            first = self._find_one(kling_task_id, 0)
+            if first is None:
+                return None
+            found, results = [first[0]], first[1]
+            for index in range(1, results):
+                other = self._find_one(kling_task_id, index)
+                if other is None:
+                    return None
+                found.append(other[0])
+        self._results[kling_task_id] = results
+        return found
+
+    def store(self, task: VideoTask) -> list[StoredFile]:
+        """
+        Store all results of a completed task, each with a manifest that tells of the file.
+
+        One that is there already and is what its manifest says is not fetched again.
+
+        :return: the files, in the order of the service's links.
+        :raises NoResultError: where the service gives no link.
+        :raises ResultExpiredError: where the links are dead, also those that the service gave when asked anew.
+        :raises StorageError: where a result could not be fetched, or not written.
+        """
+        count = len(task.result_urls)
+        if not count:
+            raise NoResultError(
+                f"Kling task {task.task_id} is completed without a link", task_id=task.task_id
+            )
+        self._results[task.task_id] = count
+        links = _Links(self._hook, task)
+        with ThreadPoolExecutor(min(SIDE_BY_SIDE, count), thread_name_prefix="kling-result") as threads:
+            stored = [threads.submit(self._store_one, task, index, links) for index in range(count)]
+        # Only now: what the others have fetched stays, and a retry need not fetch it again.
+        return [each.result() for each in stored]
+
+    def write_manifests(self, files: Sequence[StoredFile], document: Mapping[str, Any]) -> None:
+        """
+        Write all that is known of stored files beside them.
+
+        :param files: of one Kling task.
+        :param document: what :func:`~airflow_provider_kling.manifest.manifest_document` returned.
+        :raises StorageError: where one cannot be written.
+        """
+        kling_task_id = str(document["kling_task_id"])
+        for file in files:
+            with self._telling(kling_task_id, f"has no manifest: {file.manifest_path} could not be written"):
+                self._write_manifest(
+                    file, document, results=max(len(files), self._results.get(kling_task_id, 1))
+                )
+
+    def _store_one(self, task: VideoTask, index: int, links: _Links) -> StoredFile:
+        try:
+            found = self._find_one(task.task_id, index)
+        except Exception as error:  # noqa: BLE001 - any storage has errors of its own
+            # To fetch it costs nothing but time, so that is no reason to stop.
+            self._log.info(
+                "Kling task %s: cannot look for what is stored already: %s", task.task_id, told(error)
+            )
+            found = None
+        if found is not None and found[1] == len(task.result_urls):
+            self._log.info("%s is there already, and whole.", found[0].path)
+            return found[0]
+        opened: list[_Place] = []
+
+        def open_target(stream: ResultStream) -> contextlib.AbstractContextManager[Write]:
+            opened.append(self._place(task.task_id, index, stream.extension))
+            self._warn_of_another(opened[-1], task.task_id)
+            return opened[-1].whole()
+
+        with self._telling(task.task_id, f"could not be stored in {self._output.template!r}"):
+            fetched = self._fetch(links, index, open_target)
+            stored = self._described(opened[-1], index, fetched)
+            document = manifest_document(task, coordinates=self._coordinates)
+            self._write_manifest(stored, document, results=len(task.result_urls))
+        self._log.info("Stored %s: %d bytes, SHA-256 %s.", stored.path, stored.size_bytes, stored.sha256)
+        return stored
+
+    def _fetch(
+        self,
+        links: _Links,
+        index: int,
+        open_target: Callable[[ResultStream], contextlib.AbstractContextManager[Write]],
+    ) -> Fetched:
+        link = links.given[index]
+        try:
+            return fetch(self._hook.get_conn(), link, open_target)
+        except ResultExpiredError as error:
+            self._log.warning("%s Asking the service for a fresh link.", error.what + ".")
+            try:
+                return fetch(self._hook.get_conn(), links.fresh(index), open_target)
+            except ResultExpiredError as again:
+                raise ResultExpiredError(
+                    f"The video of Kling task {links.kling_task_id} is gone: its link is dead, and so is the one that "
+                    "the service gave when it was asked anew",
+                    task_id=links.kling_task_id,
+                    code=again.code,
+                    next_step=(
+                        "It was billed, and the service deletes results after 7 days. A retry cannot fetch it; to "
+                        "have it, it must be made and paid for once more."
+                    ),
+                ) from error
+
+    def _described(self, place: _Place, index: int, fetched: Fetched) -> StoredFile:
+        stored = StoredFile(
+            path=place.uri,
+            manifest_path=place.uri + SUFFIX,
+            index=index,
+            size_bytes=fetched.size_bytes,
+            sha256=fetched.sha256,
+            media_type=fetched.media_type,
+        )
+        facts = self._facts(place)
+        if facts is None:
+            return stored
+        return replace(
+            stored,
+            duration_seconds=facts.duration_seconds,
+            width=facts.width,
+            height=facts.height,
+            frame_rate=facts.frame_rate,
+            has_sound=facts.has_sound,
+        )
+
+    def _facts(self, place: _Place) -> VideoFacts | None:
+        try:
+            with place.open() as file:
+                return read_video(file)
+        except MediaLibraryMissingError:
+            if not self._has_told_of_media:
+                self._has_told_of_media = True
+                self._log.info(
+                    "Length and pixels of the video are not read: that needs PyAV, which the extra "
+                    "airflow-provider-kling[media] installs."
+                )
+        except UnreadableMediumError as error:
+            self._log.warning("%s is stored as the service sent it, but %s.", place.uri, error)
+        except Exception as error:  # noqa: BLE001 - any storage has errors of its own
+            self._log.warning(
+                "%s is stored, but cannot be read to tell its length: %s", place.uri, told(error)
+            )
+        return None
+
+    def _find_one(self, kling_task_id: str, index: int) -> tuple[StoredFile, int] | None:
+        extensions = ("mp4",) if self._output.has_fixed_extension else tuple(VIDEO_TYPES)
+        for extension in extensions:
+            place = self._place(kling_task_id, index, extension)
+            manifest = place.manifest()
+            if manifest is None or (manifest.kling_task_id, manifest.index) != (kling_task_id, index):
+                continue
+            if manifest.file.name != place.name or not place.holds(
+                manifest.file.size_bytes, manifest.file.sha256
+            ):
+                self._log.warning("%s is not what its manifest says.", place.uri)
+                continue
+            facts = manifest.file.model_dump(exclude={"name"})
+            return StoredFile(
+                path=place.uri, manifest_path=place.uri + SUFFIX, index=index, **facts
+            ), manifest.results
+        return None
+
+    def _warn_of_another(self, place: _Place, kling_task_id: str) -> None:
+        """Tell which video is about to be replaced: with a fixed name, each run replaces that of the one before."""
+        try:
+            if not place.size():
+                return
+            manifest = place.manifest()
+        except Exception:  # noqa: BLE001 - only a warning hangs on it
+            return
+        if manifest is None:
+            self._log.warning("%s is replaced; no manifest tells what it was.", place.uri)
+        elif manifest.kling_task_id != kling_task_id:
+            self._log.warning(
+                "%s is replaced: it was the video of Kling task %s, and becomes that of %s.",
+                place.uri,
+                manifest.kling_task_id,
+                kling_task_id,
+            )
+
+    def _write_manifest(self, stored: StoredFile, document: Mapping[str, Any], *, results: int) -> None:
+        content = Manifest.of(stored, results=results, document=document).to_bytes()
+        with _Place.at(stored.manifest_path).whole() as write:
+            write(content)
+
+    def _place(self, kling_task_id: str, index: int, extension: str) -> _Place:
+        return _Place.at(self._output.name(self._coordinates, kling_task_id, index, extension))
+
+    @contextlib.contextmanager
+    def _telling(self, kling_task_id: str, what: str) -> Iterator[None]:
+        """Let every error leave with the paid task's id, and with what a retry does."""
+        try:
+            yield
+        except (StorageError, ResultExpiredError):
+            raise
+        except DownloadError as error:
+            raise StorageError(
+                error.what, task_id=kling_task_id, code=error.code, next_step=_STAYS_PAID
+            ) from error
+        except KlingError as error:
+            # Such as a refused key where a fresh link was asked for.
+            raise StorageError(
+                f"The video of Kling task {kling_task_id} {what}: {error}",
+                task_id=kling_task_id,
+                next_step=_STAYS_PAID,
+                retryable=error.retryable,
+            ) from error
+        except Exception as error:
+            raise StorageError(
+                f"The video of Kling task {kling_task_id} {what}: {told(error)}", task_id=kling_task_id
+            ) from error
+
+
+class _Links:
+    """The links of one task; all of them are asked for anew at most once."""
+
+    def __init__(self, hook: KlingHook, task: VideoTask) -> None:
+        self.kling_task_id = task.task_id
+        self.given = task.result_urls
+        self._hook = hook
+        self._lock = threading.Lock()
+        self._renewed: tuple[str, ...] | None = None
+
+    def fresh(self, index: int) -> str:
+        with self._lock:
+            if self._renewed is None:
+                self._renewed = self._hook.get_task(self.kling_task_id).result_urls
+        if index >= len(self._renewed):
+            raise ResultExpiredError(
+                f"The link to the video of Kling task {self.kling_task_id} is dead, and the service gives no other"
+            )
+        return self._renewed[index]
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A file in a storage, there or not."""
+
+    uri: str
+    path: str
+    fs: Any
+
+    @classmethod
+    def at(cls, uri: str) -> _Place:
+        place = ObjectStoragePath(uri)
+        return cls(uri, place.path, place.fs)
+
+    @property
+    def name(self) -> str:
+        return posixpath.basename(self.path)
+
+    @property
+    def _protocols(self) -> tuple[str, ...]:
+        protocol = self.fs.protocol
+        return (protocol,) if isinstance(protocol, str) else tuple(protocol)
+
+    @property
+    def _is_local(self) -> bool:
+        return not set(self._protocols).isdisjoint(_LOCAL)
+
+    def open(self) -> contextlib.AbstractContextManager[BinaryIO]:
+        # fsspec's own block of 50 MB would be read ahead, and kept.
+        opened = self.fs.open(self.path, "rb", block_size=READ_BYTES)
+        return cast("contextlib.AbstractContextManager[BinaryIO]", opened)
+
+    def size(self) -> int | None:
+        """Return the file's size, None where there is none."""
+        self.fs.invalidate_cache(self._parent)
+        try:
+            found = self.fs.info(self.path)
+        except FileNotFoundError:
+            return None
+        return int(found["size"]) if found.get("type") != "directory" else None
+
+    def check_size(self, size: int) -> None:
+        found = self.size()
+        if found != size:
+            raise OSError(f"of the {size} bytes that were sent to {self.path}, {found or 0} are there")
+
+    def holds(self, size: int, sha256: str) -> bool:
+        """Tell whether the file is there with just this content."""
+        if self.size() != size:
+            return False
+        digest = hashlib.sha256()
+        with self.open() as file:
+            while chunk := file.read(READ_BYTES):
+                digest.update(chunk)
+        return digest.hexdigest() == sha256
+
+    def manifest(self) -> Manifest | None:
+        """Return the manifest beside the file, None where there is none that can be used."""
+        place = replace(self, path=self.path + SUFFIX, uri=self.uri + SUFFIX)
+        if not place.size():
+            return None
+        with place.open() as file:
+            return Manifest.read(file.read(MAX_MANIFEST_BYTES + 1))
+
+    def whole(self) -> contextlib.AbstractContextManager[Write]:
+        """Write the file so that it appears under its name only when the block is left without an error."""
+        return whole_file(Path(self.path)) if self._is_local else self._whole_object()
+
+    @contextlib.contextmanager
+    def _whole_object(self) -> Iterator[Write]:
+        if _WITHOUT_DIRECTORIES.isdisjoint(self._protocols):
+            self.fs.makedirs(self._parent, exist_ok=True)
+        partial = f"{self._parent}/.{uuid4().hex}.part"
+        written = 0
+
+        def count_and_write(chunk: bytes) -> None:
+            nonlocal written
+            file.write(chunk)
+            written += len(chunk)
+
+        file = self.fs.open(partial, "wb", block_size=BLOCK_BYTES)
+        try:
+            with InBackground(count_and_write) as write:
+                yield write
+            file.close()
+            replace(self, path=partial).check_size(written)
+            self.fs.mv(partial, self.path)
+            self.check_size(written)
+        except BaseException:
+            _abandon(file)
+            with contextlib.suppress(Exception):
+                self.fs.rm_file(partial)
+            raise
+
+    @property
+    def _parent(self) -> str:
+        return posixpath.dirname(self.path)
+
+
+def _abandon(file: Any) -> None:
+    """Close a file that shall not come to be: fsspec would finish it, as if it were whole."""
+    with contextlib.suppress(Exception):
+        file.discard()  # where it is closed already too: an upload that could not be finished may still be there
+    with contextlib.suppress(Exception):
+        file.close()
+
+
+def told(error: BaseException) -> str:
+    """Return an error's class and text: those of storages often say little by one of them alone."""
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

@@ -1,0 +1,371 @@
+"""What becomes of a completed video: stored, described, told to assets and lineage, delivered again for nothing."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from airflow.providers.common.compat.sdk import DAG, AirflowFailException, Asset, AssetAlias, task
+
+from airflow_provider_kling.api.errors import ResultExpiredError, TaskFailedError, TaskTimeoutError
+from airflow_provider_kling.emulator import KlingEmulator
+from airflow_provider_kling.operators.kling import KlingDownloadVideoOperator, KlingGenerateVideoOperator
+from airflow_provider_kling.storage import StorageError
+from tests.media import draw_image, draw_video
+from tests.s3 import S3Server, s3_endpoint, s3_server
+from tests.task_runs import TaskInstance, run_task
+
+__all__ = ["s3_endpoint", "s3_server"]
+
+both_ways = pytest.mark.parametrize("deferrable", [False, True], ids=["on the worker", "deferred"])
+
+
+def operator(**arguments: Any) -> KlingGenerateVideoOperator:
+    defaults: dict[str, Any] = {
+        "task_id": "make",
+        "prompt": "a red kite",
+        "duration": 3,
+        "poll_interval": 0.05,
+        "timeout": 20,
+    }
+    return KlingGenerateVideoOperator(**(defaults | arguments))
+
+
+def downloader(task_id: str, **arguments: Any) -> KlingDownloadVideoOperator:
+    defaults: dict[str, Any] = {
+        "task_id": "fetch",
+        "kling_task_id": task_id,
+        "poll_interval": 0.05,
+        "timeout": 20,
+    }
+    return KlingDownloadVideoOperator(**(defaults | arguments))
+
+
+@both_ways
+@pytest.mark.kling_emulator(latency=0.3)
+def test_the_file_and_its_manifest_lie_where_the_author_wants_them(
+    kling_emulator: KlingEmulator, tmp_path: Path, deferrable: bool
+) -> None:
+    template = f"{tmp_path}/{{dag_id}}/{{task_id}}_{{kling_task_id}}.{{ext}}"
+    result = run_task(lambda: operator(output_path=template, deferrable=deferrable)).value()
+
+    (file,) = result["files"]
+    assert result["path"] == file["path"] == f"{tmp_path}/dag/task_{result['task_id']}.mp4"
+    assert Path(result["path"]).stat().st_size == file["size_bytes"]
+    assert result["duration_seconds"] == file["duration_seconds"] == pytest.approx(3, abs=0.1)
+    manifest = json.loads(Path(file["manifest_path"]).read_text())
+    assert manifest["kling_task_id"] == result["task_id"]
+    assert manifest["request"] == {"model": "kling-v3-omni", "prompt": "a red kite", "duration": "3"}
+    assert manifest["run_id"] == TaskInstance.run_id
+    assert manifest["cost"]["estimated_usd"] == pytest.approx(3 * 0.0633)
+    assert manifest["cost"]["recorded_usd"] == result["recorded_cost_usd"] == pytest.approx(3 * 0.0633)
+    assert "http" not in json.dumps(manifest), "a link may be signed"
+
+
+def test_mapped_tasks_with_one_name_do_not_meet_on_one_file(
+    kling_emulator: KlingEmulator, run_dag: Callable[..., Any], tmp_path: Path
+) -> None:
+    with DAG("mapped_files", schedule=None) as dag:
+        KlingGenerateVideoOperator.partial(
+            task_id="make", duration=3, output_path=f"{tmp_path}/{{run_id}}/film.mp4"
+        ).expand(prompt=["a cat", "a dog"])
+    run_dag(dag)
+
+    files = sorted(path.name for path in tmp_path.rglob("*.mp4"))
+    assert files == ["film_0.mp4", "film_1.mp4"]
+    assert len(kling_emulator.ledger.paid()) == 2
+
+
+def test_a_pipeline_stores_on_an_s3_compatible_server(
+    kling_emulator: KlingEmulator, s3_server: S3Server, run_dag: Callable[..., Any]
+) -> None:
+    with DAG("on_s3", schedule=None) as dag:
+        made = KlingGenerateVideoOperator(
+            task_id="make", prompt="a cat", duration=3, output_path=s3_server.uri("films/{task_id}.{ext}")
+        )
+
+        @task
+        def read(video: dict[str, Any]) -> int:
+            from airflow.providers.common.compat.sdk import ObjectStoragePath
+
+            with ObjectStoragePath(video["path"]).open("rb") as file:
+                return len(file.read())
+
+        read(made.output)
+    run = run_dag(dag)
+
+    assert str(run.state) == "success"
+    assert s3_server.names() == ["films/make.mp4", "films/make.mp4.json"]
+    assert json.loads(s3_server.content("films/make.mp4.json"))["file"]["size_bytes"] == len(
+        s3_server.content("films/make.mp4")
+    )
+
+
+@pytest.mark.parametrize("attempts_know_of_it", [True, False], ids=["with a ledger", "without one"])
+def test_a_file_that_cannot_be_stored_costs_nothing_but_a_retry(
+    kling_emulator: KlingEmulator, tmp_path: Path, attempts_know_of_it: bool
+) -> None:
+    ledger = {"ledger_path": str(tmp_path / "ledger")} if attempts_know_of_it else {}
+    kling_emulator.inject("cut", call="download", times="always")
+    folder = tmp_path / "films"
+    failed = run_task(lambda: operator(output_path=str(folder), **ledger))
+
+    (made,) = kling_emulator.ledger.tasks()
+    error = failed.error
+    assert made.task_id in str(error)
+    assert [path for path in folder.rglob("*") if path.is_file()] == []
+    if not attempts_know_of_it:
+        assert isinstance(error, AirflowFailException), "a retry would buy a second video"
+        assert f"KlingDownloadVideoOperator(kling_task_id={made.task_id!r})" in str(error)
+        return
+    assert isinstance(error, StorageError)
+    assert "attaches to it again and buys nothing" in str(error)
+
+    kling_emulator.faults.clear()
+    result = run_task(lambda: operator(output_path=str(folder), **ledger)).value()
+    assert Path(result["path"]).exists()
+    assert len(kling_emulator.ledger.creates()) == 1
+
+
+def test_a_video_that_was_stored_is_delivered_when_the_service_has_deleted_it(
+    kling_emulator: KlingEmulator, tmp_path: Path
+) -> None:
+    arguments = {"output_path": str(tmp_path / "films"), "ledger_path": str(tmp_path / "ledger")}
+    first = run_task(lambda: operator(**arguments)).value()
+    kling_emulator.inject("answer", status=410, call="download", times="always")
+
+    again = run_task(lambda: operator(**arguments)).value()
+    assert again["files"] == first["files"]
+    Path(first["path"]).unlink()
+    gone = run_task(lambda: operator(**arguments)).error
+    assert isinstance(gone, AirflowFailException)
+    assert isinstance(gone.__cause__, ResultExpiredError)
+    assert len(kling_emulator.ledger.creates()) == 1
+
+
+def test_a_video_that_was_stored_is_delivered_when_the_service_has_forgotten_its_task(
+    kling_emulator: KlingEmulator, tmp_path: Path
+) -> None:
+    arguments = {"output_path": str(tmp_path / "films"), "ledger_path": str(tmp_path / "ledger")}
+    first = run_task(lambda: operator(**arguments)).value()
+    kling_emulator.inject("answer", status=404, call="query", times="always")
+    kling_emulator.inject("answer", status=404, call="record", times="always")
+
+    again = run_task(lambda: operator(**arguments)).value()
+    assert again["files"] == first["files"]
+    assert again["request"] == first["request"]
+    assert len(kling_emulator.ledger.creates()) == 1
+
+
+def test_a_file_that_is_there_is_not_fetched_again(kling_emulator: KlingEmulator, tmp_path: Path) -> None:
+    arguments = {"output_path": str(tmp_path / "films"), "ledger_path": str(tmp_path / "ledger")}
+    first = run_task(lambda: operator(**arguments)).value()
+    written = Path(first["path"]).stat().st_mtime_ns
+    kling_emulator.inject("cut", call="download", times="always")
+
+    assert run_task(lambda: operator(**arguments)).value()["files"] == first["files"]
+    assert Path(first["path"]).stat().st_mtime_ns == written
+
+
+class Events:
+    """As much of Airflow's outlet events as a task uses."""
+
+    def __init__(self) -> None:
+        self.of: defaultdict[Any, Any] = defaultdict(lambda: SimpleNamespace(extra={}, added=[]))
+
+    def __getitem__(self, outlet: Any) -> Any:
+        event = self.of[repr(outlet)]
+        event.add = lambda asset, extra: event.added.append((asset.uri, extra))
+        return event
+
+
+@pytest.mark.usefixtures("kling_emulator")
+def test_the_event_of_an_outlet_tells_what_was_made_and_gives_no_link_away(tmp_path: Path) -> None:
+    asset, alias, events = Asset("s3://bucket/trailers"), AssetAlias("trailers"), Events()
+    result = run_task(
+        lambda: operator(output_path=str(tmp_path), outlets=[asset, alias, "another kind"]),
+        context={"outlet_events": events},
+    ).value()
+
+    told = events[asset].extra
+    assert told["task_id"] == result["task_id"]
+    assert told["path"] == result["path"]
+    assert told["files"][0]["sha256"] == result["files"][0]["sha256"]
+    assert told["request"]["prompt"] == "a red kite"
+    assert "http" not in json.dumps(told)
+    ((uri, extra),) = events[alias].added
+    assert uri == f"file://{result['path']}"
+    assert extra["manifest_path"] == result["files"][0]["manifest_path"]
+
+
+def test_an_alias_becomes_the_stored_file_without_the_connection_in_its_uri(
+    kling_emulator: KlingEmulator, s3_server: S3Server
+) -> None:
+    alias, events = AssetAlias("trailers"), Events()
+    run_task(
+        lambda: operator(output_path=s3_server.uri("t.mp4"), outlets=[alias]),
+        context={"outlet_events": events},
+    ).value()
+    ((uri, extra),) = events[alias].added
+    assert uri == f"s3://{s3_server.bucket}/t.mp4"
+    assert extra["path"] == s3_server.uri("t.mp4")
+
+
+@pytest.mark.usefixtures("kling_emulator")
+def test_lineage_names_the_references_and_the_stored_file(tmp_path: Path) -> None:
+    pytest.importorskip("airflow.providers.openlineage")
+    picture = draw_image(tmp_path / "anna.png")
+    made: list[KlingGenerateVideoOperator] = []
+
+    def make() -> KlingGenerateVideoOperator:
+        made.append(
+            operator(
+                prompt="<<<image_1>>> and <<<image_2>>>",
+                image_list=[str(picture), "https://example.com/pics/ben.png?sig=1"],
+                output_path=str(tmp_path / "films"),
+                deferrable=True,
+            )
+        )
+        return made[-1]
+
+    result = run_task(make).value()
+    facets = made[-1].get_openlineage_facets_on_complete(None)
+    assert [(each.namespace, each.name) for each in facets.inputs] == [
+        ("file", str(picture)),
+        ("https://example.com", "pics/ben.png"),
+    ]
+    assert [(each.namespace, each.name) for each in facets.outputs] == [("file", result["path"])]
+
+
+def test_a_local_reference_is_uploaded_once_and_named_by_its_path(
+    kling_emulator: KlingEmulator, tmp_path: Path
+) -> None:
+    picture = draw_image(tmp_path / "anna.png")
+    arguments = {
+        "prompt": "<<<image_1>>>",
+        "image_list": [str(picture)],
+        "ledger_path": str(tmp_path / "ledger"),
+    }
+    result = run_task(lambda: operator(**arguments)).value()
+    again = run_task(lambda: operator(**arguments)).value()
+
+    (sent,) = kling_emulator.ledger.tasks()
+    assert sent.body["image_list"][0]["image_url"].startswith("http")
+    assert result["request"]["image_list"] == [{"image_url": str(picture)}]
+    assert again["task_id"] == result["task_id"]
+    assert len(kling_emulator.ledger.creates()) == 1
+
+
+def test_a_reference_that_is_gone_does_not_lose_the_video_it_was_uploaded_for(
+    kling_emulator: KlingEmulator, tmp_path: Path
+) -> None:
+    picture = draw_image(tmp_path / "anna.png")
+    arguments = {
+        "prompt": "<<<image_1>>>",
+        "image_list": [str(picture)],
+        "ledger_path": str(tmp_path / "ledger"),
+    }
+    first = run_task(lambda: operator(**arguments)).value()
+    picture.unlink()
+    assert run_task(lambda: operator(**arguments)).value()["task_id"] == first["task_id"]
+    assert len(kling_emulator.ledger.creates()) == 1
+
+
+def test_a_changed_file_is_another_request(kling_emulator: KlingEmulator, tmp_path: Path) -> None:
+    picture = draw_image(tmp_path / "anna.png")
+    arguments = {
+        "prompt": "<<<image_1>>>",
+        "image_list": [str(picture)],
+        "ledger_path": str(tmp_path / "ledger"),
+    }
+    run_task(lambda: operator(**arguments)).value()
+    draw_image(picture, seed=7)
+    run_task(lambda: operator(**arguments)).value()
+    assert len(kling_emulator.ledger.creates()) == 2
+
+
+def test_the_length_of_a_base_video_on_disk_gives_the_price(
+    kling_emulator: KlingEmulator, tmp_path: Path
+) -> None:
+    clip = draw_video(tmp_path / "walk.mp4", seconds=4)
+    result = run_task(lambda: operator(duration=None, video_list=[str(clip)], dry_run=True)).value()
+    assert result["estimated_cost_usd"] == pytest.approx(4 * 0.0633)
+    assert kling_emulator.ledger.creates() == []
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"output_path": "/films/../etc/film.mp4"},
+        {"output_path": "/films/{nonsense}.mp4"},
+        {"output_path": "/films", "wait_for_completion": False},
+        {"max_cost_usd": "a lot"},
+        {"max_cost_usd": -1},
+    ],
+    ids=str,
+)
+def test_what_cannot_be_is_told_when_the_dag_is_parsed(arguments: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"output_path|max_cost_usd"):
+        operator(**arguments)
+
+
+def test_a_template_that_leads_nowhere_is_told_before_anything_is_sent(kling_emulator: KlingEmulator) -> None:
+    def rendered() -> KlingGenerateVideoOperator:
+        made = operator(output_path="{{ params.folder }}/film.mp4")
+        made.output_path = "../film.mp4"
+        return made
+
+    error = run_task(rendered).error
+    assert isinstance(error, AirflowFailException)
+    assert "output_path" in str(error)
+    assert kling_emulator.ledger.creates() == []
+
+
+@both_ways
+@pytest.mark.kling_emulator(latency=0.5)
+def test_a_video_made_elsewhere_is_waited_for_and_stored(
+    kling_emulator: KlingEmulator, tmp_path: Path, deferrable: bool
+) -> None:
+    submitted = run_task(lambda: operator(wait_for_completion=False)).value()
+    run = run_task(lambda: downloader(submitted["task_id"], output_path=str(tmp_path), deferrable=deferrable))
+
+    assert len(run.deferrals) == int(deferrable)
+    assert run.value()["path"] == f"{tmp_path}/{submitted['task_id']}.mp4"
+    assert Path(run.value()["path"]).exists()
+    assert run.value()["recorded_cost_usd"] == pytest.approx(3 * 0.0633)
+    assert run.ti.xcoms["kling_video_link"] == run.value()["video_url"]
+    assert len(kling_emulator.ledger.creates()) == 1
+
+
+def test_a_video_that_failed_elsewhere_ends_the_download_for_good(
+    kling_emulator: KlingEmulator, tmp_path: Path
+) -> None:
+    kling_emulator.inject("fail", fail_code="UPSTREAM_FAILED")
+    submitted = run_task(lambda: operator(wait_for_completion=False)).value()
+    error = run_task(lambda: downloader(submitted["task_id"], output_path=str(tmp_path))).error
+    assert isinstance(error, AirflowFailException)
+    assert isinstance(error.__cause__, TaskFailedError)
+    assert "run the one that submitted it again" in str(error)
+
+
+@pytest.mark.kling_emulator(latency="never")
+def test_a_download_gives_up_at_its_timeout_and_may_be_retried(
+    kling_emulator: KlingEmulator, tmp_path: Path
+) -> None:
+    submitted = run_task(lambda: operator(wait_for_completion=False)).value()
+    error = run_task(
+        lambda: downloader(submitted["task_id"], output_path=str(tmp_path), timeout=0.2, deferrable=True)
+    ).error
+    assert isinstance(error, TaskTimeoutError)
+
+
+@pytest.mark.parametrize("value", ["", "None", None, 7])
+def test_a_missing_task_id_is_told(value: Any, tmp_path: Path) -> None:
+    error = run_task(lambda: downloader(value, output_path=str(tmp_path))).error
+    assert isinstance(error, AirflowFailException)
+    assert "not a task id of the service" in str(error)
