@@ -116,6 +116,10 @@ class AirflowApi:
         """Return the state of a Dag run."""
         return str(self.call("GET", _run(dag_id, run_id))["state"])
 
+    def run_ids(self, dag_id: str) -> list[str]:
+        """Return the ids of a Dag's runs, oldest first."""
+        return [run["dag_run_id"] for run in self._all(f"dags/{dag_id}/dagRuns", "dag_runs", order_by="id")]
+
     def task_instances(self, dag_id: str, run_id: str) -> list[TaskInstance]:
         """Return the tasks of a run, mapped ones expanded, in the order of their names."""
         return sorted(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,9 @@ import pytest
 from airflow_provider_kling.emulator import KlingEmulator
 from dev.environments import CHECKOUT
 from dev.local_airflow import LocalAirflow
+from tests.s3 import S3Server, s3_endpoint
+
+__all__ = ["s3_endpoint"]
 
 DAGS = Path(__file__).parent / "dags"
 EXAMPLES = CHECKOUT / "example_dags"
@@ -23,7 +27,18 @@ def service() -> Iterator[KlingEmulator]:
 
 
 @pytest.fixture(scope="session")
-def airflow(service: KlingEmulator, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalAirflow]:
+def bucket(s3_endpoint: str) -> S3Server:
+    """Make a bucket on an S3-compatible server, for all tests in this folder."""
+    logging.getLogger("werkzeug").setLevel(logging.WARNING)
+    server = S3Server(s3_endpoint, "kling-integration")
+    server.client.create_bucket(Bucket=server.bucket)
+    return server
+
+
+@pytest.fixture(scope="session")
+def airflow(
+    service: KlingEmulator, bucket: S3Server, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[LocalAirflow]:
     """Run Airflow's own processes with the examples and the Dags of this folder; ``kling_default`` is the service."""
     home = tmp_path_factory.mktemp("airflow")
     print(f"AIRFLOW_HOME with all logs: {home}")  # pytest shows it with a failure, and keeps the folder
@@ -31,6 +46,7 @@ def airflow(service: KlingEmulator, tmp_path_factory: pytest.TempPathFactory) ->
         home,
         dags=[EXAMPLES, DAGS],
         connections={"kling_default": service.connection_uri},
+        environment=bucket.environment,
         # That a scheduler was killed with its tasks is noticed after 5 minutes unless Airflow is told otherwise.
         config={
             "scheduler": {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import pytest
 
 from airflow_provider_kling.emulator import KlingEmulator
 from dev.local_airflow import LocalAirflow
+from tests.s3 import S3Server
 
 
 def states(airflow: LocalAirflow, dag_id: str, run_id: str) -> dict[str, set[str | None]]:
@@ -54,6 +56,65 @@ def test_the_pipeline_makes_all_its_videos(airflow: LocalAirflow) -> None:
     summary = airflow.api.xcom("example_kling_content_pipeline", run_id, "summarise")
     assert len(summary["videos"]) == 3
     assert summary["seconds"] == 13
+
+
+def test_a_stored_video_starts_the_dag_that_is_scheduled_on_its_asset(
+    airflow: LocalAirflow, service: KlingEmulator, bucket: S3Server
+) -> None:
+    airflow.api.wait_for_dag("kling_after_the_trailer")
+    airflow.api.unpause("kling_after_the_trailer")
+    run_id = airflow.run("kling_stored_on_s3", {"bucket": bucket.uri().rstrip("/")})
+    (file,) = airflow.api.xcom("kling_stored_on_s3", run_id, "make")["files"]
+
+    name = file["path"].partition(f"@{bucket.bucket}/")[2]
+    assert name.startswith("kling_stored_on_s3/")
+    assert hashlib.sha256(bucket.content(name)).hexdigest() == file["sha256"]
+    manifest = json.loads(bucket.content(f"{name}.json"))
+    assert manifest["run_id"] == run_id
+    assert manifest["cost"]["recorded_usd"] == float(service.ledger.paid(run_id)[0].usd)
+
+    started = wait_until(lambda: airflow.api.run_ids("kling_after_the_trailer"))
+    assert airflow.wait_for_run("kling_after_the_trailer", started[0]) == "success"
+    (told,) = airflow.api.xcom("kling_after_the_trailer", started[0], "received")
+    assert told["path"] == file["path"]
+    assert told["request"]["prompt"] == run_id
+    assets = airflow.api.call("GET", "assets", params={"only_active": False, "uri_pattern": bucket.bucket})[
+        "assets"
+    ]
+    assert [asset["uri"] for asset in assets] == [f"s3://{bucket.bucket}/{name}"], "the alias became the file"
+
+
+def test_a_request_above_its_authors_limit_costs_nothing_and_is_not_retried(
+    airflow: LocalAirflow, service: KlingEmulator
+) -> None:
+    run_id = airflow.trigger("kling_over_budget")
+    assert airflow.wait_for_run("kling_over_budget", run_id) == "failed"
+    assert service.ledger.creates(run_id) == []
+    log = airflow.api.task_log("kling_over_budget", run_id, "make")
+    assert "max_cost_usd" in log
+    assert "Nothing was sent and nothing was billed" in log
+
+
+def test_the_content_calendar_publishes_what_a_person_approves(airflow: LocalAirflow, tmp_path: Path) -> None:
+    airflow.api.wait_for_dag("example_kling_publish")
+    airflow.api.unpause("example_kling_publish")
+    run_id = airflow.trigger("example_kling_content_calendar", {"folder": str(tmp_path)})
+    airflow.api.wait_for_task("example_kling_content_calendar", run_id, "approve", "awaiting_input", timeout=240)
+    assert not (tmp_path / "published").exists()
+    airflow.api.call(
+        "PATCH",
+        f"dags/example_kling_content_calendar/dagRuns/{run_id}/taskInstances/approve/-1/hitlDetails",
+        json={"chosen_options": ["Approve"], "params_input": {}},
+    )
+    assert airflow.wait_for_run("example_kling_content_calendar", run_id) == "success", (
+        airflow.why_run_failed("example_kling_content_calendar", run_id)
+    )
+
+    made = airflow.api.xcom("example_kling_content_calendar", run_id, "release")
+    assert len(made) >= 2
+    published = wait_until(lambda: airflow.api.run_ids("example_kling_publish"))
+    assert airflow.wait_for_run("example_kling_publish", published[0]) == "success"
+    assert {path.name for path in (tmp_path).rglob("published/*")} == {Path(path).name for path in made}
 
 
 def test_the_sensor_waits_in_each_of_its_modes(airflow: LocalAirflow, service: KlingEmulator) -> None:

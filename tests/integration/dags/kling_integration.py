@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import Any
 
-from airflow.sdk import DAG
+from airflow.sdk import DAG, Asset, AssetAlias, task
 
 from airflow_provider_kling.operators.kling import KlingGenerateVideoOperator
 from airflow_provider_kling.retry_policy import KlingRetryPolicy
@@ -53,3 +54,27 @@ with DAG("kling_soft_fail", schedule=None):
             poke_interval=1,
             timeout=15,
         )
+
+TRAILER = Asset("kling_trailer")
+
+with DAG("kling_stored_on_s3", schedule=None, params={"bucket": "s3://"}):
+    KlingGenerateVideoOperator(
+        task_id="make",
+        prompt=MARK,
+        duration=3,
+        deferrable=True,
+        poll_interval=10,
+        output_path="{{ params.bucket }}/{dag_id}/{run_id}/{task_id}.{ext}",
+        outlets=[TRAILER, AssetAlias("kling_new_files")],
+    )
+
+with DAG("kling_after_the_trailer", schedule=[TRAILER]):
+
+    @task
+    def received(**context: Any) -> list[dict[str, Any]]:
+        return [event.extra for events in context["triggering_asset_events"].values() for event in events]
+
+    received()
+
+with DAG("kling_over_budget", schedule=None, default_args=RETRIES):
+    KlingGenerateVideoOperator(task_id="make", prompt=MARK, duration="{{ 15 }}", mode="pro", max_cost_usd=1)
