@@ -214,6 +214,15 @@ class ResultStorage:
                     file, document, results=max(len(files), self._results.get(kling_task_id, 1))
                 )
 
+    def writer(self, index: int, stream: ResultStream, write: Write) -> Write:
+        """
+        Return what takes the chunks of a result that begins to arrive. A subclass may watch or stop it here.
+
+        :param index: which of the results, from 0; it begins anew where a download has to.
+        :param write: writes a chunk. What is raised instead leaves no file behind.
+        """
+        return write
+
     def _store_one(self, task: VideoTask, index: int, links: _Links) -> StoredFile:
         try:
             found = self._find_one(task.task_id, index)
@@ -228,10 +237,12 @@ class ResultStorage:
             return found[0]
         opened: list[_Place] = []
 
-        def open_target(stream: ResultStream) -> contextlib.AbstractContextManager[Write]:
+        @contextlib.contextmanager
+        def open_target(stream: ResultStream) -> Iterator[Write]:
             opened.append(self._place(task.task_id, index, stream.extension))
             self._warn_of_another(opened[-1], task.task_id)
-            return opened[-1].whole()
+            with opened[-1].whole() as write:
+                yield self.writer(index, stream, write)
 
         with self._telling(task.task_id, f"could not be stored in {self._output.template!r}"):
             fetched = self._fetch(links, index, open_target)

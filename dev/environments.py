@@ -39,6 +39,15 @@ LOWEST = "lowest"
 CLUSTER = "cluster"
 """In place of an Airflow version: the newest one, with what it needs to run on several workers."""
 
+BENCHMARKS = "benchmarks"
+"""In place of an Airflow version: the newest one on PostgreSQL, with the providers that this one is measured beside."""
+
+_PEERS = (
+    "apache-airflow-providers-dbt-cloud==4.11.1",
+    "apache-airflow-providers-http==6.3.0",
+)
+"""Pinned, so that figures of different days can be compared."""
+
 EXTRAS = ("emulator",)
 GROUPS = ("test", "lint")
 
@@ -66,7 +75,7 @@ class Environment:
     """One virtual environment: this package, editable, beside one Airflow."""
 
     airflow: str
-    """An Airflow version, ``LOWEST`` or ``CLUSTER``."""
+    """An Airflow version, ``LOWEST``, ``CLUSTER`` or ``BENCHMARKS``."""
 
     @property
     def directory(self) -> Path:
@@ -87,13 +96,15 @@ class Environment:
             airflow = [*_HELD_BACK[LOWEST]]
         elif self.airflow == CLUSTER:
             airflow = [f"apache-airflow[celery,postgres]=={NEWEST}", "asyncpg"]
+        elif self.airflow == BENCHMARKS:
+            airflow = [f"apache-airflow[postgres]=={NEWEST}", "asyncpg", "trustme>=1.2", *_PEERS]
         else:
             airflow = [f"apache-airflow=={self.airflow}", *_HELD_BACK.get(self._minor, ())]
         return ["--editable", f"{CHECKOUT}[{','.join(EXTRAS)}]", *airflow, *groups]
 
     @property
     def _minor(self) -> str:
-        version = {LOWEST: OLDEST, CLUSTER: NEWEST}.get(self.airflow, self.airflow)
+        version = {LOWEST: OLDEST, CLUSTER: NEWEST, BENCHMARKS: NEWEST}.get(self.airflow, self.airflow)
         return ".".join(version.split(".")[:2])
 
     def is_ready(self) -> bool:

@@ -30,12 +30,9 @@ from airflow_provider_kling.api.errors import DownloadError
 from airflow_provider_kling.storage import ResultStorage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from contextlib import AbstractContextManager
-
     from rich.progress import TaskID
 
-    from airflow_provider_kling.hooks.download import Fetched, ResultStream, Write
+    from airflow_provider_kling.hooks.download import ResultStream, Write
 
 LINE_INTERVAL = 10.0
 """Seconds between two lines about a download, where there is no terminal to draw a bar on."""
@@ -200,23 +197,17 @@ class ShownStorage(ResultStorage):
         """Let the downloads that run end without a file: the process cannot end before its threads do."""
         self._stopped.set()
 
-    def _fetch(
-        self, links: Any, index: int, open_target: Callable[[ResultStream], AbstractContextManager[Write]]
-    ) -> Fetched:
-        @contextlib.contextmanager
-        def shown(stream: ResultStream) -> Iterator[Write]:
-            with open_target(stream) as write:
-                self._arriving.begins(index, stream._size)
+    def writer(self, index: int, stream: ResultStream, write: Write) -> Write:
+        """Show each chunk, and stop where that is wanted."""
+        self._arriving.begins(index, stream.size_bytes)
 
-                def write_and_show(chunk: bytes) -> None:
-                    if self._stopped.is_set():
-                        raise DownloadError("The download was interrupted")
-                    write(chunk)
-                    self._arriving.arrived(index, len(chunk))
+        def write_and_show(chunk: bytes) -> None:
+            if self._stopped.is_set():
+                raise DownloadError("The download was interrupted")
+            write(chunk)
+            self._arriving.arrived(index, len(chunk))
 
-                yield write_and_show
-
-        return super()._fetch(links, index, shown)
+        return write_and_show
 
 
 @contextlib.contextmanager

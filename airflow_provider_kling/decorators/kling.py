@@ -13,7 +13,6 @@ from airflow_provider_kling.api.request import Fault, VideoRequest, find_faults
 from airflow_provider_kling.arguments import comes_later
 from airflow_provider_kling.generation import asked_before
 from airflow_provider_kling.operators.kling import KlingGenerateVideoOperator
-from airflow_provider_kling.output_path import check_output_path
 
 if TYPE_CHECKING:
     from pathlib import PurePath
@@ -130,15 +129,7 @@ class KlingVideoDecoratedOperator(DecoratedOperator, KlingGenerateVideoOperator)
         late = frozenset(name for name, value in fields.items() if value is None or comes_later(value))
         if faults := find_faults(fields, unknown=late):
             raise InvalidRequestError(faults)
-        if self.output_path is None:
-            return
-        if not self.wait_for_completion:
-            raise ValueError(
-                "output_path needs wait_for_completion: this task ends before there is a video. Store it with "
-                "KlingDownloadVideoOperator."
-            )
-        if not comes_later(self.output_path):
-            check_output_path(self.output_path)
+        self._check_output()
 
     @property
     def _name(self) -> str:

@@ -100,6 +100,11 @@ class ResultStream:
         self._response.close()
 
     @property
+    def size_bytes(self) -> int | None:
+        """Its size, None where the server does not tell."""
+        return self._size
+
+    @property
     def extension(self) -> str:
         """``mp4``, ``mov`` or ``webm``: by the file's beginning, else its media type, else its link; else ``mp4``."""
         by_content = extension_of(self._beginning())

@@ -295,6 +295,9 @@ class KlingGenerateVideoOperator(BaseOperator):
         late = frozenset(name for name, value in fields.items() if comes_later(value))
         if faults := find_faults(fields, unknown=late):
             raise InvalidRequestError(faults)
+        self._check_output()
+
+    def _check_output(self) -> None:
         if self.output_path is not None:
             if not self.wait_for_completion:
                 raise ValueError(

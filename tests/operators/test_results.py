@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import requests
 from airflow.providers.common.compat.sdk import DAG, AirflowFailException, Asset, AssetAlias, task
 
 from airflow_provider_kling.api.errors import ResultExpiredError, TaskFailedError, TaskTimeoutError
@@ -130,6 +131,17 @@ def test_a_file_that_cannot_be_stored_costs_nothing_but_a_retry(
     result = run_task(lambda: operator(output_path=str(folder), **ledger)).value()
     assert Path(result["path"]).exists()
     assert len(kling_emulator.ledger.creates()) == 1
+
+
+def test_a_download_that_is_cut_goes_on_where_it_broke(
+    kling_emulator: KlingEmulator, tmp_path: Path
+) -> None:
+    kling_emulator.inject("cut", call="download")
+    result = run_task(lambda: operator(output_path=str(tmp_path))).value()
+    whole = requests.get(result["video_url"], timeout=10).content
+    assert Path(result["path"]).read_bytes() == whole
+    asked = [request.status for request in kling_emulator.ledger.requests("download")]
+    assert asked[:2] == [200, 206]
 
 
 def test_a_video_that_was_stored_is_delivered_when_the_service_has_deleted_it(
