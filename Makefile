@@ -3,7 +3,7 @@
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test matrix lint format unit integration chaos chaos-short chaos-control clean
+.PHONY: help demo test matrix lint format unit integration chaos chaos-short chaos-control bench bench-readme clean
 
 help:  ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,6 +39,12 @@ chaos-short:  ## the same on one machine without PostgreSQL and Redis, in minute
 chaos-control:  ## the same without a ledger: has to pay twice, or the judge sees nothing
 	@dev/python -m dev.environments --run tests.cluster.run --short --without-ledger
 
+bench:  ## measure it beside other providers, about ten minutes on a quiet machine (ONLY="queries imports")
+	@dev/python -m dev.environments benchmarks --run benchmarks.run $(ONLY)
+
+bench-readme:  ## write the tables of the last benchmarks into benchmarks/README.md
+	@dev/python -m dev.environments benchmarks --run benchmarks.run --readme
+
 clean:  ## remove the environments and all that was generated
-	rm -rf .venv .demo .chaos .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist
+	rm -rf .venv .demo .chaos benchmarks/results .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

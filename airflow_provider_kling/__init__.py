@@ -6,7 +6,9 @@ Every Airflow process imports this module to learn what the provider offers, so 
 
 from __future__ import annotations
 
-from typing import Any
+TYPE_CHECKING = False  # what ``typing`` would say; importing that takes longer than all of this module
+if TYPE_CHECKING:
+    from typing import Any
 
 __version__ = "0.1.0"
 
@@ -30,13 +32,19 @@ def get_provider_info() -> dict[str, Any]:
                 "tags": ["service"],
             }
         ],
-        "operators": [_modules("airflow_provider_kling.operators.kling")],
+        "operators": [
+            _modules("airflow_provider_kling.operators.kling", "airflow_provider_kling.operators.batch")
+        ],
         "sensors": [
             _modules("airflow_provider_kling.sensors.kling", "airflow_provider_kling.sensors.balance")
         ],
         "hooks": [_modules("airflow_provider_kling.hooks.kling")],
         "triggers": [
-            _modules("airflow_provider_kling.triggers.kling", "airflow_provider_kling.triggers.balance")
+            _modules(
+                "airflow_provider_kling.triggers.kling",
+                "airflow_provider_kling.triggers.batch",
+                "airflow_provider_kling.triggers.balance",
+            )
         ],
         "connection-types": [
             {
@@ -76,6 +84,14 @@ def get_provider_info() -> dict[str, Any]:
                         "label": "Proxy",
                         "description": "URL of a proxy; that of the environment unless set.",
                         "schema": {"type": ["string", "null"]},
+                    },
+                    "max_queries_per_second": {
+                        "label": "Queries a second",
+                        "description": (
+                            "How often one triggerer asks for its waiting videos with this connection, at the most; "
+                            "what [kling] max_queries_per_second says unless set."
+                        ),
+                        "schema": {"type": ["number", "null"]},
                     },
                     "prices": {
                         "label": "Prices (JSON)",
@@ -120,6 +136,18 @@ def get_provider_info() -> dict[str, Any]:
                         "type": "integer",
                         "example": None,
                         "default": "5",
+                    },
+                    "max_queries_per_second": {
+                        "description": (
+                            "How many queries a second one triggerer makes with one connection, at the most. With "
+                            "more waiting videos than that allows, all of them are asked for less often: N videos "
+                            "every N / max_queries_per_second seconds. The extra 'max_queries_per_second' of a "
+                            "connection beats this.\n"
+                        ),
+                        "version_added": "0.1.0",
+                        "type": "float",
+                        "example": None,
+                        "default": "20",
                     },
                     "prices": {
                         "description": (

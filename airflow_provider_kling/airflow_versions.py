@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
+from airflow import __version__
 
-_AIRFLOW = tuple(int(part) for part in version("apache-airflow").split(".")[:2])
+_AIRFLOW = tuple(int(part) for part in __version__.split(".")[:2])
 
 AIRFLOW_V_3_3_PLUS = _AIRFLOW >= (3, 3)
 """Task state store, retry policies, ``on_kill`` of triggers."""

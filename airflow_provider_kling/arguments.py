@@ -26,6 +26,11 @@ def comes_later(value: Any) -> bool:
     return hasattr(value, "iter_references")
 
 
+def is_made_from_mapped(operator: Any) -> bool:
+    """Whether Airflow makes this operator for one index of a mapped task, right before that runs."""
+    return bool(getattr(operator, "_BaseOperator__from_mapped", False))
+
+
 def text_of(path: Any) -> Any:
     """Return a path as text; text, None and what is known only when the task runs as it is."""
     return path if path is None or isinstance(path, str) or comes_later(path) else str(path)
@@ -69,13 +74,13 @@ def task_id_in(value: Any) -> str:
     return value.strip()
 
 
-def output_at(template: str, conn_id: str | None) -> OutputPath:
+def output_at(template: Any, conn_id: str | None) -> OutputPath:
     """
     Read where files go, when templates are rendered.
 
     :raises AirflowFailException: where they cannot go there.
     """
     try:
-        return OutputPath(template, conn_id)
+        return OutputPath(text_of(template) or "", conn_id)
     except ValueError as error:
         raise AirflowFailException(f"{error} This attempt has sent nothing.") from error

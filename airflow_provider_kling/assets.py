@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import Asset, AssetAlias
+
+from airflow_provider_kling.exceptions import going_on
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
     from airflow_provider_kling.storage import StoredFile
+    from airflow_provider_kling.waiting import TaskLog
 
 _TOLD = (
     "task_id",
@@ -26,7 +29,12 @@ _TOLD = (
 
 
 def tell_outlets(
-    context: Context, outlets: Sequence[Any], result: Mapping[str, Any], files: Sequence[StoredFile]
+    context: Context,
+    outlets: Sequence[Any],
+    result: Mapping[str, Any],
+    files: Sequence[StoredFile],
+    *,
+    log: TaskLog,
 ) -> None:
     """
     Give the events of a task's outlets what they tell of its video.
@@ -41,11 +49,40 @@ def tell_outlets(
         return
     told = {name: result[name] for name in _TOLD}
     for outlet in _outlets(outlets):
-        if isinstance(outlet, AssetAlias):
-            for file in files:
-                events[outlet].add(Asset(file.uri), extra=told | file.to_dict())
-        else:
-            events[outlet].extra = told | {"files": [file.to_dict() for file in files]}
+        with going_on(log, f"The event of {outlet!r} could not be given its extra"):
+            if isinstance(outlet, AssetAlias):
+                for file in files:
+                    events[outlet].add(Asset(file.uri), extra=told | file.to_dict())
+            else:
+                events[outlet].extra = told | {"files": [file.to_dict() for file in files]}
+
+
+def tell_outlets_of_many(
+    context: Context,
+    outlets: Sequence[Any],
+    told: Mapping[str, Any],
+    files: Collection[tuple[str, Mapping[str, Any]]],
+    *,
+    log: TaskLog,
+) -> None:
+    """
+    Give the events of a task's outlets what they tell of its many videos.
+
+    An asset's event gets the sum of them; an asset alias becomes each stored file, as an asset of its own.
+
+    :param told: the sum.
+    :param files: of each stored file its URI, and what its event tells.
+    """
+    events: Any = context.get("outlet_events")
+    if events is None:
+        return
+    for outlet in _outlets(outlets):
+        with going_on(log, f"The event of {outlet!r} could not be given its extra"):
+            if isinstance(outlet, AssetAlias):
+                for uri, extra in files:
+                    events[outlet].add(Asset(uri), extra=dict(extra))
+            else:
+                events[outlet].extra = dict(told)
 
 
 def _outlets(outlets: Sequence[Any]) -> Iterator[Any]:

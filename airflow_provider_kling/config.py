@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import math
+
 from airflow.providers.common.compat.sdk import AirflowConfigException, conf
 
 from airflow_provider_kling.api.pricing import PriceTable, read_prices
 from airflow_provider_kling.waiting import MAX_FAILURES
 
 SECTION = "kling"
+
+DEFAULT_QUERIES_PER_SECOND = 20.0
+"""
+Queries a second that one triggerer makes with one connection, at the most.
+
+The service tells no limit. So 200 videos are asked for every 10 seconds.
+"""
 
 
 def max_failed_queries() -> int:
@@ -20,6 +29,18 @@ def max_failed_queries() -> int:
     if number < 1:
         raise AirflowConfigException(f"[{SECTION}] max_failed_queries must be above 0; it is {number}")
     return number
+
+
+def max_queries_per_second() -> float:
+    """
+    Return how many queries a second one triggerer makes with one connection, at the most.
+
+    :raises AirflowConfigException: where it is not a number above 0.
+    """
+    rate = float(conf.getfloat(SECTION, "max_queries_per_second", fallback=DEFAULT_QUERIES_PER_SECOND))
+    if not 0 < rate < math.inf:
+        raise AirflowConfigException(f"[{SECTION}] max_queries_per_second must be above 0; it is {rate:g}")
+    return rate
 
 
 def ledger_path() -> str | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from airflow_provider_kling.triggers.kling import KlingVideoTrigger
 from airflow_provider_kling.waiting import AskAgain, Over
 
 if TYPE_CHECKING:
@@ -41,6 +40,9 @@ def follow(
     if isinstance(decision, Over):
         return decision
     if deferrable:
+        # Imported here: who only reads a Dag needs no trigger.
+        from airflow_provider_kling.triggers.kling import KlingVideoTrigger
+
         operator.log.info("Deferring: the triggerer waits for Kling task %s.", waiting.task_id)
         operator.defer(
             trigger=KlingVideoTrigger.of(waiting, kling_conn_id=hook.kling_conn_id),

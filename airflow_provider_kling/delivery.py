@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_kling import metrics
+from airflow_provider_kling.api.errors import ResultExpiredError
 from airflow_provider_kling.assets import tell_outlets
 from airflow_provider_kling.costs import recorded_cost
+from airflow_provider_kling.exceptions import going_on
 from airflow_provider_kling.links.kling import KlingVideoLink
 from airflow_provider_kling.manifest import manifest_document
 from airflow_provider_kling.output_path import Coordinates, OutputPath
@@ -17,7 +19,7 @@ from airflow_provider_kling.result import Asked, video_result
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
-    from airflow_provider_kling.api.task import VideoTask
+    from airflow_provider_kling.api.task import RecordedCost, VideoTask
     from airflow_provider_kling.hooks.kling import KlingHook
     from airflow_provider_kling.storage import ResultStorage, StoredFile
 
@@ -64,38 +66,91 @@ class Delivery:
         """Tell whether a Kling task's video lies where this one would store it."""
         return self._storage is not None and self._storage.find(kling_task_id) is not None
 
-    def deliver(self, task: VideoTask, asked: Asked | None) -> dict[str, Any]:
+    def has_kept(self, path: str, kling_task_id: str, size_bytes: int | None) -> bool:
+        """
+        Tell whether a Kling task's video lies where this one would store it, without reading it.
+
+        :param path: where it was stored.
+        :param size_bytes: how large it was then.
+        """
+        return self._storage is not None and self._storage.has_kept(path, kling_task_id, size_bytes)
+
+    def check(self) -> None:
+        """
+        Make sure that there is such a place as the author named, before anything is paid.
+
+        :raises OutputUnusableError: where its kind or its connection is not known here.
+        """
+        if self._storage is not None:
+            self._storage.check()
+
+    def deliver(self, task: VideoTask, asked: Asked | None, *, is_again: bool = False) -> dict[str, Any]:
         """
         Store a completed video, and tell of it.
 
+        :param is_again: whether it was delivered before, and so is counted already.
         :return: what goes to XCom.
         :raises DownloadError: where it cannot be stored: it is paid for, and a retry fetches it again at no cost.
         """
         noticed_at = time.time()
-        self.files = self._store(task)
+        self.files = self.store(task)
         recorded = recorded_cost(self._hook, task.task_id, log=self._log)
-        if self._storage:
-            document = manifest_document(task, asked, self._coordinates, recorded)
-            self._storage.write_manifests(self.files, document)
-        result = video_result(task, asked, files=self.files, recorded=recorded)
-        KlingVideoLink.push(
-            self._context, task.task_id, task.video_url, base_url=self._hook.settings.base_url
-        )
-        tell_outlets(self._context, self._outlets, result, self.files)
-        metrics.completed(task, asked, recorded, noticed_at=noticed_at)
-        self._say(task, result)
+        result = self.complete(task, asked, self.files, recorded, noticed_at=None if is_again else noticed_at)
+        with going_on(self._log, "The link to the video could not be shown"):
+            KlingVideoLink.push(
+                self._context, task.task_id, task.video_url, base_url=self._hook.settings.base_url
+            )
+        tell_outlets(self._context, self._outlets, result, self.files, log=self._log)
         return result
 
-    def _store(self, task: VideoTask) -> list[StoredFile]:
+    def store(self, task: VideoTask) -> list[StoredFile]:
+        """
+        Store a completed video where the files go; without such a place nothing is done.
+
+        :raises DownloadError: where it cannot be stored: it is paid for, and a retry fetches it again at no cost.
+        """
         if self._storage is None:
             return []
         if task.result_urls:
             return self._storage.store(task)
-        return self._storage.find(task.task_id) or []  # the service does not know it any more
+        # The service does not know it any more.
+        if found := self._storage.find(task.task_id):
+            return found
+        raise ResultExpiredError(
+            f"The stored video of Kling task {task.task_id} vanished, and the service does not know it any more",
+            task_id=task.task_id,
+        )
+
+    def complete(
+        self,
+        task: VideoTask,
+        asked: Asked | None,
+        files: Sequence[StoredFile],
+        recorded: RecordedCost | None,
+        *,
+        noticed_at: float | None,
+    ) -> dict[str, Any]:
+        """
+        Write down what is known of a stored video, and count it.
+
+        :param files: what :meth:`store` returned.
+        :param recorded: what the service recorded as its cost.
+        :param noticed_at: when it was first seen that it is completed, epoch seconds; None where it was counted then.
+        :return: what is known of it, as plain JSON.
+        :raises DownloadError: where its manifest cannot be written.
+        """
+        if self._storage:
+            document = manifest_document(task, asked, self._coordinates, recorded)
+            self._storage.write_manifests(files, document)
+        result = video_result(task, asked, files=files, recorded=recorded)
+        if noticed_at is not None:
+            metrics.completed(task, asked, recorded, noticed_at=noticed_at)
+        self._say(task, result)
+        return result
 
     def _say(self, task: VideoTask, result: dict[str, Any]) -> None:
         seconds = "" if task.generation_seconds is None else f" after {task.generation_seconds:.0f} s"
-        places = [file.path for file in self.files] or [(task.video_url or "").partition("?")[0]]
+        places = [file["path"] for file in result["files"]] or [(task.video_url or "").partition("?")[0]]
         self._log.info("Kling task %s is completed%s: %s", task.task_id, seconds, ", ".join(places))
         if result["recorded_cost_usd"] is not None:
             self._log.info("It cost %.4f USD by the service's records.", result["recorded_cost_usd"])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from airflow.providers.common.compat.sdk import AirflowFailException
 
@@ -35,9 +37,13 @@ from airflow_provider_kling.api.errors import (
 )
 from airflow_provider_kling.api.media import MediaLibraryMissingError
 from airflow_provider_kling.balance import BalanceTooLowError, BalanceUnknownError
+from airflow_provider_kling.batch_result import VideosFailedError
 from airflow_provider_kling.budget import BudgetExceededError, InsufficientBalanceError
 from airflow_provider_kling.hooks.upload import FileChangedError, FileUnavailableError, UnusableFileError
 from airflow_provider_kling.ledger import LedgerError
+
+if TYPE_CHECKING:
+    from airflow_provider_kling.waiting import TaskLog
 
 __all__ = [
     "BadRequestError",
@@ -61,10 +67,12 @@ __all__ = [
     "ModerationError",
     "NoCreditsError",
     "NoResultError",
+    "OutputUnusableError",
     "RateLimitedError",
     "ResultExpiredError",
     "ServiceError",
     "ServiceUnavailableError",
+    "StorageError",
     "TaskFailedError",
     "TaskNotFoundError",
     "TaskTimeoutError",
@@ -73,9 +81,29 @@ __all__ = [
     "UnreachableError",
     "UnreadableAnswerError",
     "UnusableFileError",
+    "VideosFailedError",
+    "going_on",
     "raising_to_airflow",
     "to_airflow",
 ]
+
+
+STAYS_PAID = "The video is paid for, and its link is good for 7 days."
+
+
+class OutputUnusableError(KlingError, ValueError):
+    """There is no such place for results; nothing was sent."""
+
+    default_next_step = (
+        "This attempt has sent nothing. Install the Airflow provider for that storage and set its connection, or "
+        "correct output_path."
+    )
+
+
+class StorageError(DownloadError):
+    """The video is paid for, but it could not be fetched, or the place where it belongs did not take it."""
+
+    default_next_step = f"Make sure that the place can be read and written and has room. {STAYS_PAID}"
 
 
 def to_airflow(error: KlingError) -> Exception:
@@ -90,6 +118,19 @@ def to_airflow(error: KlingError) -> Exception:
     failure = AirflowFailException(str(error))
     failure.__cause__ = error
     return failure
+
+
+@contextmanager
+def going_on(log: TaskLog, what: str) -> Iterator[None]:
+    """
+    Let what fails in the block be told and stop nothing: a video is paid for, and this is not worth losing it.
+
+    :param what: what cannot be done then, as the beginning of a sentence.
+    """
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001 - whatever it is
+        log.log(logging.WARNING, "%s: %s: %s. The task goes on.", what, type(error).__name__, error)
 
 
 @contextmanager

@@ -12,24 +12,22 @@ from airflow_provider_kling import config
 from airflow_provider_kling.api.errors import (
     DownloadError,
     KlingError,
-    Paid,
     RateLimitedError,
-    ResultExpiredError,
-    TaskFailedError,
-    TaskNotFoundError,
     TooManyTasksError,
 )
-from airflow_provider_kling.api.task import TaskState, VideoTask
+from airflow_provider_kling.api.task import TaskState
 from airflow_provider_kling.deferral import follow
+from airflow_provider_kling.exceptions import going_on
 from airflow_provider_kling.links.kling import KlingVideoLink
-from airflow_provider_kling.result import Asked, dry_result, video_result
-from airflow_provider_kling.submission import Obtained, OnExpiredResult, Submission
-from airflow_provider_kling.triggers.kling import KlingPauseTrigger
+from airflow_provider_kling.result import Asked, dry_result, video_result, without_secrets
+from airflow_provider_kling.settlement import Settlement
+from airflow_provider_kling.submission import Obtained, Submission
 from airflow_provider_kling.waiting import DEFER_NET, Outcome, Over, PauseEvent, WaitEvent, Waiting
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
+    from airflow_provider_kling.api.task import VideoTask
     from airflow_provider_kling.delivery import Delivery
     from airflow_provider_kling.hooks.kling import KlingHook
     from airflow_provider_kling.ledger import Ledger
@@ -82,6 +80,13 @@ class Generation:
             log=operator.log,
             is_killed=lambda: operator.is_killed,
         )
+        self._settlement = Settlement(
+            self._submission,
+            delivery,
+            on_expired_result=operator.on_expired_result,
+            is_remembered=ledger.is_kept,
+            log=operator.log,
+        )
 
     def start(self, limits: PauseEvent) -> dict[str, Any]:
         """
@@ -95,11 +100,15 @@ class Generation:
             try:
                 obtained = self._submission.obtain(deadline=limits.deadline)
                 self._remember(obtained)
-                if not self._operator.wait_for_completion:
-                    self._log.info("Not waiting for it: wait_for_completion is off.")
-                    task = obtained.task or self._hook.get_task(obtained.kling_task_id)
-                    return video_result(task, self.asked)
-                task_or_none = self._finish(obtained, self._wait(obtained, limits))
+                if self._operator.wait_for_completion:
+                    over = self._wait(obtained, limits)
+                else:
+                    task = self._known(obtained)
+                    if task.state is not TaskState.FAILED:
+                        self._log.info("Not waiting for it: wait_for_completion is off.")
+                        return video_result(task, self.asked)
+                    over = Over(Outcome.FAILED, task, task.failure())
+                task_or_none = self._settlement.finish(obtained, over)
                 if task_or_none is not None:
                     return self._deliver(obtained, task_or_none)
                 limits = replace(limits, deadline=time.time() + self._operator.timeout)
@@ -119,12 +128,12 @@ class Generation:
         self._push_asked(None)
         return dry_result(self._order.asked)
 
-    def resume(self, event: WaitEvent) -> dict[str, Any]:
+    def resume(self, event: WaitEvent) -> dict[str, Any] | PauseEvent:
         """
         Go on with a task that the triggerer waited for.
 
         :param event: what the trigger told.
-        :return: what goes to XCom.
+        :return: what goes to XCom; until when to ask once more, where the service had too much to do for it.
         :raises KlingError: where there will be no video from this attempt.
         """
         limits = PauseEvent(deadline=event.deadline, attempt_ends_at=event.deadline)
@@ -133,10 +142,10 @@ class Generation:
             event, poll_interval=self._operator.poll_interval, max_failures=self._max_failures
         )
         try:
-            task = self._finish(obtained, self._follow(waiting))
+            task = self._settlement.finish(obtained, self._follow(waiting))
         except TooManyTasksError as error:
             self._pause(error, limits)
-            return self._operator.start_again(self._context, limits)
+            return limits
         assert task is not None  # noqa: S101 - only an earlier attempt's task is made anew
         return self._deliver(obtained, task)
 
@@ -157,14 +166,19 @@ class Generation:
         self._operator.kling_task_id = obtained.kling_task_id
         # The log first: should XCom be out of reach, the id is still there to be read.
         self._log.info("Kling task id: %s", obtained.kling_task_id)
-        self._context["ti"].xcom_push(key=XCOM_TASK_ID, value=obtained.kling_task_id)
-        self._push_asked(obtained.kling_task_id)
-        self._push_link(obtained.kling_task_id, obtained.task)
+        with going_on(self._log, f"XCom {XCOM_TASK_ID!r} could not be written"):
+            self._context["ti"].xcom_push(key=XCOM_TASK_ID, value=obtained.kling_task_id)
+        with going_on(self._log, f"XCom {XCOM_VIDEO!r} could not be written"):
+            self._push_asked(obtained.kling_task_id)
+        with going_on(self._log, "The link to the video could not be shown"):
+            self._push_link(obtained.kling_task_id, obtained.task)
 
     def _push_asked(self, kling_task_id: str | None) -> None:
         asked = self.asked
         if asked is not None:
             told = {"task_id": kling_task_id, **asked.to_dict()}
+            if not self._operator.goes_on_from_xcom:
+                told["request"] = without_secrets(told["request"])
             self._context["ti"].xcom_push(key=XCOM_VIDEO, value=told)
 
     @property
@@ -183,60 +197,24 @@ class Generation:
         return self._follow(waiting, obtained.task)
 
     def _follow(self, waiting: Waiting, known: VideoTask | None = None) -> Over:
-        return follow(self._operator, self._hook, waiting, deferrable=self._operator.deferrable, known=known)
-
-    def _finish(self, obtained: Obtained, over: Over) -> VideoTask | None:
-        """
-        Return the completed task, or None where another one has to be asked for.
-
-        :raises KlingError: where there will be no video from this attempt.
-        """
-        error = over.error
-        if error is None:
-            assert over.task is not None  # noqa: S101 - every outcome without an error has a task
-            return over.task if self._can_be_had(obtained, over.task) else None
-        if (
-            isinstance(error, TaskNotFoundError)
-            and obtained.is_from_earlier_attempt
-            and self._delivery.was_stored(obtained.kling_task_id)
-        ):
-            self._log.info("The service has forgotten Kling task %s, but its video is stored.", error.task_id)
-            return VideoTask(task_id=obtained.kling_task_id, state=TaskState.COMPLETED)
-        if isinstance(error, TaskFailedError):
-            self._submission.release(obtained)
-            if (
-                obtained.is_from_earlier_attempt
-                and error.retryable
-                and not isinstance(error, TooManyTasksError)
-            ):
-                self._log.warning("%s", error)
-                return None
-        elif over.outcome is not Outcome.REFUSED:
-            self._say_what_a_retry_does(error)
-        raise error
-
-    def _can_be_had(self, obtained: Obtained, task: VideoTask) -> bool:
-        if not obtained.is_from_earlier_attempt or self._delivery.is_there(task):
-            return True
-        what = f"Kling task {task.task_id} is completed and was billed, but the service has deleted its video"
-        if self._operator.on_expired_result is OnExpiredResult.FAIL:
-            raise ResultExpiredError(
-                what,
-                task_id=task.task_id,
-                next_step=(
-                    "It cannot be had any more. To have it made and billed once more, set "
-                    "on_expired_result='resubmit' and clear this task."
-                ),
+        try:
+            return follow(
+                self._operator, self._hook, waiting, deferrable=self._operator.deferrable, known=known
             )
-        self._log.warning("%s. It is asked for and billed again (on_expired_result='resubmit').", what)
-        self._submission.release(obtained)
-        return False
+        except KlingError as error:
+            raise self._settlement.lost_sight(error, waiting.task_id) from error.__cause__
+
+    def _known(self, obtained: Obtained) -> VideoTask:
+        try:
+            return obtained.task or self._hook.get_task(obtained.kling_task_id)
+        except KlingError as error:
+            raise self._settlement.lost_sight(error, obtained.kling_task_id) from error.__cause__
 
     def _deliver(self, obtained: Obtained, task: VideoTask) -> dict[str, Any]:
         try:
-            result = self._delivery.deliver(task, self.asked)
+            result = self._delivery.deliver(task, self.asked, is_again=obtained.was_delivered)
         except DownloadError as error:
-            self._say_what_a_retry_does(error)
+            self._settlement.say_what_a_retry_does(error)
             raise
         self._submission.delivered(obtained)
         return result
@@ -254,27 +232,17 @@ class Generation:
             raise error
         self._log.info("%s. Asking again in %.0f s.", error.what, until - now)
         if self._operator.deferrable:
-            self._push_asked(None)
+            # Imported here: who only reads a Dag needs no trigger.
+            from airflow_provider_kling.triggers.kling import KlingPauseTrigger
+
+            with going_on(self._log, f"XCom {XCOM_VIDEO!r} could not be written"):
+                self._push_asked(None)
             self._operator.defer(
                 trigger=KlingPauseTrigger(until=until, **limits.to_dict()),
                 method_name="execute_again",
                 timeout=timedelta(seconds=until - now) + DEFER_NET,
             )
         time.sleep(until - now)
-
-    def _say_what_a_retry_does(self, error: KlingError) -> None:
-        if not error.retryable:
-            return
-        if self._ledger.is_kept:
-            error.next_step += " A retry attaches to it again and buys nothing."
-        elif error.paid is not Paid.NO:
-            # A retry would buy a second video, which nobody asked for.
-            error.retryable = False
-            error.next_step += (
-                " This submission is not remembered, so a retry would buy a second video and is not made. Fetch this "
-                f"one with KlingDownloadVideoOperator(kling_task_id={error.task_id!r}), or wait for it with "
-                "KlingVideoSensor."
-            )
 
     def _push_link(self, kling_task_id: str, task: VideoTask | None) -> None:
         KlingVideoLink.push(

@@ -62,7 +62,7 @@ class RecordState(StrEnum):
 class SubmissionKey(BaseModel):
     """What all attempts of a task instance share. The try number and the task instance's id change with each."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     dag_id: str
     run_id: str
@@ -98,7 +98,7 @@ class Record(BaseModel):
     :param earlier: task ids, or ``unknown``, of submissions that this one took the place of.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     version: int = VERSION
     key: SubmissionKey
@@ -133,6 +133,9 @@ class LedgerStore(ABC):
 
     Each intent is a generation of its own. Who writes generation N first owns it; nobody overwrites another one's.
     """
+
+    is_lasting: ClassVar[bool] = True
+    """Whether what is kept outlives the attempt."""
 
     @property
     @abstractmethod
@@ -200,19 +203,34 @@ class FileLedgerStore(LedgerStore):
 
     def read(self) -> str | None:
         """Return the newest record's text; None only where there certainly is none."""
+        names = [name for name in self.names() if _GENERATION.fullmatch(name)]
+        return self.read_file(names[-1]) if names else None
+
+    def write(self, text: str, generation: int, *, new: bool) -> None:
+        """Keep a record's text under its name only when all of it is written."""
+        self.write_file(f"{generation:06}.json", text, new=new)
+
+    def names(self) -> list[str]:
+        """Return the names of the files that are there, in order."""
         directory: Any = self._local
         if directory is None:
             self._directory.fs.invalidate_cache()
             directory = self._directory
         try:
-            names = sorted(path.name for path in directory.iterdir() if _GENERATION.fullmatch(path.name))
+            return sorted(path.name for path in directory.iterdir())
         except FileNotFoundError:
-            return None
-        return str((directory / names[-1]).read_text(encoding="utf-8")) if names else None
+            return []
 
-    def write(self, text: str, generation: int, *, new: bool) -> None:
-        """Keep a record's text under its name only when all of it is written."""
-        name = f"{generation:06}.json"
+    def read_file(self, name: str) -> str:
+        """Return the text of a file that is there."""
+        return str(((self._local or self._directory) / name).read_text(encoding="utf-8"))
+
+    def write_file(self, name: str, text: str, *, new: bool = False) -> None:
+        """
+        Keep a text under a name, all of it or nothing.
+
+        :param new: there must be no such file yet; raises ``FileExistsError`` where the store can tell.
+        """
         if self._local is None:
             # An object appears whole or not at all.
             path = self._directory / name
@@ -242,20 +260,21 @@ class Ledger:
 
     :param store: where it is kept; None for nowhere, and then nothing is remembered.
     :param key: whose submission it is.
+    :param owner: what tells this attempt apart from others; drawn by chance unless given.
     """
 
     write_tries: ClassVar[int] = 5
     """How often the task id is written before it counts as lost."""
 
-    def __init__(self, store: LedgerStore | None, key: SubmissionKey) -> None:
+    def __init__(self, store: LedgerStore | None, key: SubmissionKey, *, owner: str | None = None) -> None:
         self._store = store
         self._key = key
-        self._owner = uuid4().hex
+        self._owner = owner or uuid4().hex
 
     @property
     def is_kept(self) -> bool:
-        """Whether anything is remembered."""
-        return self._store is not None
+        """Whether anything is remembered for the next attempt."""
+        return self._store is not None and self._store.is_lasting
 
     @property
     def place(self) -> str:
@@ -272,6 +291,8 @@ class Ledger:
             return None
         try:
             text = self._store.read()
+        except LedgerError:
+            raise
         except Exception as error:
             raise LedgerError(f"The ledger at {self.place} could not be read: {_told(error)}") from error
         return None if text is None else self._parse(text)
@@ -375,6 +396,8 @@ class Ledger:
             return
         try:
             self._store.write(record.model_dump_json(), record.generation, new=new)
+        except LedgerError:
+            raise
         except FileExistsError as error:
             raise LedgerError(
                 f"Another attempt of this task has just written to the ledger at {self.place}",

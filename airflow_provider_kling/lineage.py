@@ -33,6 +33,18 @@ def lineage(asked: Asked | None, files: Sequence[StoredFile]) -> OperatorLineage
     )
 
 
+def lineage_of_files(uris: Sequence[str]) -> OperatorLineage[Any, Any]:
+    """
+    Return what a task tells that made many videos: only its outputs.
+
+    :param uris: of the stored files.
+    """
+    from airflow.providers.common.compat.openlineage.facet import Dataset
+    from airflow.providers.openlineage.extractors import OperatorLineage
+
+    return OperatorLineage(inputs=[], outputs=[Dataset(*names) for names in _named(iter(uris))])
+
+
 def _references(request: Mapping[str, Any]) -> Iterator[str]:
     for field, key in _REFERENCES:
         for item in request.get(field) or ():

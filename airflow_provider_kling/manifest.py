@@ -15,6 +15,7 @@ import pendulum
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 import airflow_provider_kling
+from airflow_provider_kling.result import recorded_usd, without_secrets
 
 if TYPE_CHECKING:
     from airflow_provider_kling.api.task import RecordedCost, VideoTask
@@ -35,7 +36,7 @@ _Measure = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 class _Form(BaseModel):
     # Fields of later versions of this package are left alone.
-    model_config = ConfigDict(extra="ignore", frozen=True)
+    model_config = ConfigDict(extra="ignore", frozen=True, defer_build=True)
 
 
 class ManifestFile(_Form):
@@ -143,6 +144,25 @@ class Manifest(_Form):
         except (ValidationError, ValueError, RecursionError):
             return None
 
+    def beside(self, before: Manifest) -> Manifest:
+        """
+        Return this manifest with what an earlier one of the same file knew and this one does not.
+
+        Who stored the file, and when, stays as it was.
+        """
+        if (before.kling_task_id, before.index, before.file.sha256) != (
+            self.kling_task_id,
+            self.index,
+            self.file.sha256,
+        ):
+            return self
+        known = before.model_dump(exclude_none=True)
+        new = self.model_dump(exclude_none=True)
+        kept = ("stored_at", "dag_id", "run_id", "task_id", "map_index", "model", "request")
+        told = {**known, **new, **{name: known[name] for name in kept if name in known}}
+        told["cost"] = {**known["cost"], **new["cost"]}
+        return Manifest.model_validate(told)
+
     def to_bytes(self) -> bytes:
         """Return it as JSON for people and programs, in UTF-8."""
         return (json.dumps(self.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n").encode()
@@ -161,13 +181,12 @@ def manifest_document(
     :param coordinates: which task instance it was stored for.
     :param recorded: what the service recorded as its cost.
     """
-    is_known = recorded is not None and recorded.settled and recorded.currency == "USD"
     return {
         "schema_version": SCHEMA_VERSION,
         "provider_version": airflow_provider_kling.__version__,
         "kling_task_id": task.task_id,
         "model": (asked.model if asked else None) or task.model,
-        "request": dict(asked.request) if asked else None,
+        "request": without_secrets(asked.request) if asked else None,
         "dag_id": coordinates.dag_id if coordinates else None,
         "run_id": coordinates.run_id if coordinates else None,
         "task_id": coordinates.task_id if coordinates else None,
@@ -178,7 +197,7 @@ def manifest_document(
         "generation_seconds": task.generation_seconds,
         "cost": {
             "estimated_usd": asked.estimated_cost_usd if asked else None,
-            "recorded_usd": float(recorded.amount) if recorded is not None and is_known else None,
+            "recorded_usd": recorded_usd(recorded),
             "currency": "USD",
         },
     }

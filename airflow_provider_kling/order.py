@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from decimal import Decimal
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
+
+from airflow.providers.common.compat.sdk import AirflowConfigException
 
 from airflow_provider_kling.api.errors import KlingError
 from airflow_provider_kling.api.pricing import Estimate, estimate, highest
@@ -26,6 +28,7 @@ class Order:
     :param request: as the author wrote it; references may be files.
     :param max_cost_usd: the most that it may cost by the estimate, USD; None for no limit.
     :param check_balance: whether the account is asked for its money before the submit.
+    :param check_place: makes sure that there is a place for the result; what it raises stops the submit.
     :param log: where to tell about it.
     """
 
@@ -36,6 +39,7 @@ class Order:
         *,
         max_cost_usd: Decimal | None = None,
         check_balance: bool = False,
+        check_place: Callable[[], None] | None = None,
         log: Any,
     ) -> None:
         self.request = request
@@ -43,9 +47,8 @@ class Order:
         self._references = References(hook, request, log)
         self._max_cost_usd = max_cost_usd
         self._checks_balance = check_balance
+        self._check_place = check_place
         self._log = log
-        # Read here, so that a wrong setting is told before anything is paid.
-        self._prices = hook.settings.prices
 
     @cached_property
     def cost(self) -> Estimate:
@@ -53,22 +56,26 @@ class Order:
         What it will cost, USD.
 
         :raises InvalidRequestError: where a reference is none that the service takes.
+        :raises ConnectionSettingsError: where the connection's prices are wrong.
+        :raises AirflowConfigException: where the configured ones are.
         """
-        return estimate(self.request, base_video_seconds=self._base_video_seconds, prices=self._prices)
+        return estimate(
+            self.request, base_video_seconds=self._base_video_seconds, prices=self._hook.settings.prices
+        )
 
     @property
     def asked(self) -> Asked:
         """What results tell of it, without the price where its references cannot be read any more."""
         try:
             return Asked.of(self.request, self.cost, base_video_seconds=self._base_video_seconds)
-        except KlingError:
+        except (KlingError, AirflowConfigException):
             return Asked.of(self.request, None)
 
     def describe(self) -> str:
         """Return it in one line for the log."""
         try:
             cost = self.cost
-        except KlingError:
+        except (KlingError, AirflowConfigException):
             cost = None  # told where it matters: an earlier attempt may have asked for the video already
         return describe_request(self.request, cost)
 
@@ -88,6 +95,8 @@ class Order:
         :raises BudgetExceededError: where it would cost more than it may.
         :raises NoCreditsError: where the account has too little money for it.
         """
+        if self._check_place is not None:
+            self._check_place()
         check_budget([self.cost], self._max_cost_usd)
         if self._checks_balance:
             check_balance(self._hook, highest(self.cost), log=self._log)

@@ -8,11 +8,12 @@ the author wrote down.
 from __future__ import annotations
 
 import hashlib
+import posixpath
 import re
 import unicodedata
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -32,6 +33,7 @@ _WITHOUT_HOST = ("file", "local")
 _HOST_IF_ANY = ("memory",)
 _PATTERN_CHARACTERS = "*?[]#"
 """fsspec takes some of these for a pattern, and Airflow cuts a path at the others as a URL's."""
+_UNQUOTED = "/:@+=,;~!$&'()*"
 _UNSAFE = re.compile(r"[^\w.+=@-]")
 _DASHED_TIME = re.compile(r"T(\d\d)-(\d\d)-(\d\d(?:\.\d+)?)(?:([+-]\d\d)-(\d\d))?")
 _DIGEST = re.compile(r"=[0-9a-f]{10}")
@@ -99,6 +101,36 @@ class OutputPath:
         """Whether the file's name is the same whatever kind of video it holds."""
         return "ext" not in self._placeholders
 
+    @property
+    def tells_tasks_apart(self) -> bool:
+        """Whether no two Kling tasks of one Airflow task get the same name."""
+        return "kling_task_id" in self._placeholders
+
+    def beside(self, coordinates: Coordinates, name: str) -> str:
+        """
+        Return the full URI of a file that goes with all of the videos, the connection id in it.
+
+        It lies in the directory that all of them share.
+
+        :param name: the file's name; placeholders in it are filled in.
+        """
+        shared = []
+        for directory in self._directories:
+            if set(_PLACEHOLDER.findall(directory)) & {"kling_task_id", "index", "ext"}:
+                break
+            shared.append(directory)
+        values = {
+            "dag_id": coordinates.dag_id,
+            "run_id": coordinates.run_id,
+            "task_id": coordinates.task_id,
+            "map_index": str(coordinates.map_index),
+        }
+        safe = {placeholder: safe_value(value) for placeholder, value in values.items()}
+        stem, suffix = posixpath.splitext(name)
+        parts = [_shortened(_filled(directory, safe)) for directory in shared]
+        parts.append(_shortened(_filled(stem, safe), suffix))
+        return f"{self._root}/{'/'.join(parts)}"
+
     def name(self, coordinates: Coordinates, kling_task_id: str, index: int = 0, ext: str = "mp4") -> str:
         """
         Return the full URI of one video, the connection id in it.
@@ -139,6 +171,15 @@ def check_output_path(template: str, conn_id: str | None = None) -> None:
     :raises ValueError: naming what is wrong and what is allowed.
     """
     OutputPath(template, conn_id)
+
+
+def uri_of(path: str) -> str:
+    """Return a stored file as others may name it, for assets and lineage: a URI without the connection id."""
+    scheme, separator, rest = path.partition("://")
+    if not separator:
+        return f"file://{quote(path, safe=_UNQUOTED)}"
+    netloc, slash, key = rest.partition("/")
+    return f"{scheme}://{netloc.rpartition('@')[2]}{slash}{quote(key, safe=_UNQUOTED)}"
 
 
 def safe_value(value: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from airflow_provider_kling.api.pricing import CostRange, Estimate, highest
 from airflow_provider_kling.api.request import DEFAULT_DURATION_SECONDS, DEFAULT_MODE, VideoRequest
 from airflow_provider_kling.api.task import TaskState, VideoTask
+from airflow_provider_kling.budget import CURRENCY
 
 if TYPE_CHECKING:
     import pendulum
@@ -93,7 +95,6 @@ def video_result(
         ``duration_seconds``, ``created_at`` and ``completed_at`` (ISO 8601), ``generation_seconds``,
         ``estimated_cost_usd``, ``recorded_cost_usd`` and ``request``; None for what is not known.
     """
-    settled = recorded is not None and recorded.settled
     return {
         "task_id": task.task_id,
         "model": (asked.model if asked else None) or task.model,
@@ -107,9 +108,39 @@ def video_result(
         "completed_at": _iso(task.completed_at),
         "generation_seconds": task.generation_seconds,
         "estimated_cost_usd": asked.estimated_cost_usd if asked else None,
-        "recorded_cost_usd": float(recorded.amount) if recorded is not None and settled else None,
-        "request": dict(asked.request) if asked else None,
+        "recorded_cost_usd": recorded_usd(recorded),
+        "request": without_secrets(asked.request) if asked else None,
     }
+
+
+def recorded_usd(recorded: RecordedCost | None) -> float | None:
+    """Return what the service recorded as a task's cost; None where that is not final, or not in USD."""
+    if recorded is None or not recorded.settled or recorded.currency.upper() != CURRENCY:
+        return None
+    return float(recorded.amount)
+
+
+def without_secrets(value: Any) -> Any:
+    """Return a request's JSON with the addresses in it without what may give access: passwords and signatures."""
+    if isinstance(value, Mapping):
+        return {
+            name: address_without_secrets(item)
+            if name.endswith("_url") and isinstance(item, str)
+            else without_secrets(item)
+            for name, item in value.items()
+        }
+    if isinstance(value, (list, tuple)):
+        return [without_secrets(item) for item in value]
+    return value
+
+
+def address_without_secrets(address: str) -> str:
+    """Return an http address without user, password, query and fragment; everything else as it is."""
+    if not address.lower().startswith(("http://", "https://")):
+        return address
+    scheme, _, rest = address.partition("://")
+    netloc, slash, path = re.split(r"[?#]", rest, maxsplit=1)[0].partition("/")
+    return f"{scheme}://{netloc.rpartition('@')[2]}{slash}{path}"
 
 
 def dry_result(asked: Asked) -> dict[str, Any]:

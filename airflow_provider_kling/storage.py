@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Self, cast
 from uuid import uuid4
 
-from airflow.providers.common.compat.sdk import ObjectStoragePath
+from airflow.providers.common.compat.sdk import AirflowNotFoundException, BaseHook, ObjectStoragePath
 
 from airflow_provider_kling.api.errors import (
     DownloadError,
@@ -27,6 +27,7 @@ from airflow_provider_kling.api.media import (
     VideoFacts,
     read_video,
 )
+from airflow_provider_kling.exceptions import STAYS_PAID, OutputUnusableError, StorageError
 from airflow_provider_kling.hooks.download import (
     VIDEO_TYPES,
     Fetched,
@@ -37,6 +38,7 @@ from airflow_provider_kling.hooks.download import (
     whole_file,
 )
 from airflow_provider_kling.manifest import MAX_MANIFEST_BYTES, SUFFIX, Manifest, manifest_document
+from airflow_provider_kling.output_path import uri_of
 
 if TYPE_CHECKING:
     from airflow_provider_kling.api.task import VideoTask
@@ -71,13 +73,6 @@ _WITHOUT_DIRECTORIES = frozenset(
     )
 )
 """Stores whose directories are names only; to make one there could make a bucket."""
-_STAYS_PAID = "The video is paid for. A retry fetches it again and pays nothing."
-
-
-class StorageError(DownloadError):
-    """The video is paid for, but it could not be fetched, or the place where it belongs did not take it."""
-
-    default_next_step = f"Make sure that the place can be read and written and has room. {_STAYS_PAID}"
 
 
 @dataclass(frozen=True)
@@ -113,11 +108,7 @@ class StoredFile:
     @property
     def uri(self) -> str:
         """The file as others may name it, for assets and lineage: a URI without the connection id."""
-        scheme, separator, rest = self.path.partition("://")
-        if not separator:
-            return f"file://{self.path}"
-        netloc, slash, key = rest.partition("/")
-        return f"{scheme}://{netloc.rpartition('@')[2]}{slash}{key}"
+        return uri_of(self.path)
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as plain JSON, for XCom."""
@@ -154,6 +145,24 @@ class ResultStorage:
         self._results: dict[str, int] = {}
         self._has_told_of_media = False
 
+    def check(self) -> None:
+        """
+        Make sure that there is such a storage, as far as that can be told without asking it.
+
+        :raises OutputUnusableError: where its kind or its connection is not known here.
+        """
+        place = self._output.name(self._coordinates, "any")
+        try:
+            if self._output.conn_id:
+                BaseHook.get_connection(self._output.conn_id)
+            _Place.at(place)
+        except Exception as error:
+            raise OutputUnusableError(
+                f"output_path {self._output.template!r} cannot be used here: {told(error)}",
+                # Airflow says "not defined" also where it could not be asked.
+                retryable=isinstance(error, AirflowNotFoundException),
+            ) from error
+
     def find(self, kling_task_id: str) -> list[StoredFile] | None:
         """
         Look for the results of a Kling task where they would be stored.
@@ -175,6 +184,21 @@ class ResultStorage:
                 found.append(other[0])
         self._results[kling_task_id] = results
         return found
+
+    def has_kept(self, path: str, kling_task_id: str, size_bytes: int | None) -> bool:
+        """
+        Tell whether the one result of a Kling task lies where it would be stored, by its size and without reading it.
+
+        :param path: where it was stored.
+        :param size_bytes: how large it was then.
+        """
+        extension = posixpath.splitext(path)[1].removeprefix(".")
+        place = self._place(kling_task_id, 0, extension)
+        try:
+            return place.uri == path and size_bytes is not None and place.size() == size_bytes
+        except Exception as error:  # noqa: BLE001 - any storage has errors of its own
+            self._log.info("Cannot look for %s: %s", path, told(error))
+            return False
 
     def store(self, task: VideoTask) -> list[StoredFile]:
         """
@@ -354,7 +378,11 @@ class ResultStorage:
             )
 
     def _write_manifest(self, stored: StoredFile, document: Mapping[str, Any], *, results: int) -> None:
-        content = Manifest.of(stored, results=results, document=document).to_bytes()
+        manifest = Manifest.of(stored, results=results, document=document)
+        with contextlib.suppress(Exception):  # what was known before is a gift
+            before = _Place.at(stored.path).manifest()
+            manifest = manifest.beside(before) if before is not None else manifest
+        content = manifest.to_bytes()
         with _Place.at(stored.manifest_path).whole() as write:
             write(content)
 
@@ -370,14 +398,14 @@ class ResultStorage:
             raise
         except DownloadError as error:
             raise StorageError(
-                error.what, task_id=kling_task_id, code=error.code, next_step=_STAYS_PAID
+                error.what, task_id=kling_task_id, code=error.code, next_step=STAYS_PAID
             ) from error
         except KlingError as error:
             # Such as a refused key where a fresh link was asked for.
             raise StorageError(
                 f"The video of Kling task {kling_task_id} {what}: {error}",
                 task_id=kling_task_id,
-                next_step=_STAYS_PAID,
+                next_step=STAYS_PAID,
                 retryable=error.retryable,
             ) from error
         except Exception as error:
@@ -511,6 +539,12 @@ def _abandon(file: Any) -> None:
         file.discard()  # where it is closed already too: an upload that could not be finished may still be there
     with contextlib.suppress(Exception):
         file.close()
+
+
+def write_text(uri: str, text: str) -> None:
+    """Write a text file so that it appears under its name only when all of it is written."""
+    with _Place.at(uri).whole() as write:
+        write(text.encode())
 
 
 def told(error: BaseException) -> str:

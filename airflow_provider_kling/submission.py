@@ -18,6 +18,7 @@ from airflow_provider_kling.api.errors import (
     KlingError,
     UnknownSubmissionError,
 )
+from airflow_provider_kling.hooks.upload import FileUnavailableError
 from airflow_provider_kling.ledger import Ledger, LedgerError, Record, RecordState, fingerprint
 
 if TYPE_CHECKING:
@@ -73,6 +74,11 @@ class Obtained:
     task: VideoTask | None = None
     is_from_earlier_attempt: bool = False
     record: Record | None = None
+
+    @property
+    def was_delivered(self) -> bool:
+        """Whether an earlier attempt has delivered its video."""
+        return self.record is not None and self.record.state is RecordState.COMPLETED
 
 
 class Submission:
@@ -136,7 +142,7 @@ class Submission:
     def _is_of_this_order(self, record: Record) -> bool:
         try:
             return record.fingerprint == self._fingerprint()
-        except InvalidRequestError as error:
+        except (InvalidRequestError, FileUnavailableError) as error:
             if record.kling_task_id is None or record.state is RecordState.FREE:
                 raise
             # A file that was uploaded may be gone by now. That must not cost the video that it was uploaded for.

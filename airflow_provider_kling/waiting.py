@@ -102,6 +102,20 @@ class Waiting:
     :param asks_for_link: queries so far that found the task completed but without a link.
     """
 
+    __slots__ = (
+        "_asks_for_link",
+        "_failures",
+        "_max_failures",
+        "_noted_at",
+        "_noted_state",
+        "_noted_trouble_at",
+        "_warned_of_state",
+        "deadline",
+        "poll_interval",
+        "started",
+        "task_id",
+    )
+
     def __init__(
         self,
         task_id: str,

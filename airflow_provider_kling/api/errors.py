@@ -280,7 +280,7 @@ class DownloadError(KlingTaskError):
 
     default_retryable = True
     default_paid = Paid.YES
-    default_next_step = "The video was billed and its link is good for 7 days: fetching it again is free."
+    default_next_step = "The video was billed, and its link is good for 7 days."
 
 
 class ResultExpiredError(DownloadError):

@@ -232,7 +232,7 @@ WholeNumber = Annotated[int, BeforeValidator(_whole)]
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
 
 class ImageReference(_Part):
@@ -300,7 +300,7 @@ class WatermarkInfo(_Part):
 
 
 class _RequestFields(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     model: Annotated[StrictStr, BeforeValidator(_model)] = DEFAULT_MODEL
     prompt: Annotated[StrictStr | None, BeforeValidator(_prompt)] = None

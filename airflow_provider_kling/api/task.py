@@ -23,6 +23,8 @@ from airflow_provider_kling.api.errors import TaskFailedError, error_for_failed_
 
 _MS_FROM = 100_000_000_000
 """Epoch numbers from here on are milliseconds: as seconds they would lie beyond the year 5000."""
+_MOST_MONEY = 1_000_000_000
+"""An amount beyond this is none."""
 _DATE_AND_TIME = re.compile(r"[0-9]{4}-[^/]*")
 """What pendulum may read: without a date it takes today's ("now", "12:30"), and it stumbles over odd intervals."""
 
@@ -154,7 +156,7 @@ class RecordedCost:
     def from_payload(cls, payload: Mapping[str, Any], *, task_id: str) -> RecordedCost | None:
         """Read the answer of ``GET /records/{taskId}``; None where it has another shape."""
         amount, settled = _amount(payload.get("credits")), _boolean(payload.get("settled"))
-        if amount is None or settled is None:
+        if amount is None or amount < 0 or settled is None:
             return None
         return cls(
             task_id=task_id,
@@ -228,7 +230,7 @@ def _amount(value: Any) -> Decimal | None:
         amount = Decimal(str(value))
     except InvalidOperation:
         return None
-    return amount if amount.is_finite() else None
+    return amount if amount.is_finite() and abs(amount) <= _MOST_MONEY else None
 
 
 def _time(value: Any) -> pendulum.DateTime | None:

@@ -213,6 +213,12 @@ def _generate(call: _Call) -> int:
             if error.paid is not Paid.NO:
                 terminal.note(f"Fetch it with:\n  {call.how_to_fetch(task.task_id)}")
             return FAILED
+        except Exception as error:  # noqa: BLE001 - the video is paid for, whatever it is
+            terminal.note(
+                f"{type(error).__name__}: {error}. The video goes on and will be billed when it is completed. Kling "
+                f"task id: {task.task_id}. Fetch it with:\n  {call.how_to_fetch(task.task_id)}"
+            )
+            return FAILED
     _tell(call, made, order.asked, files, recorded)
     return 0
 

@@ -123,6 +123,8 @@ class KlingVideoDecoratedOperator(DecoratedOperator, KlingGenerateVideoOperator)
     def _defaults(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in VideoRequest.model_fields}
 
+    goes_on_from_xcom = True
+
     def _check_literals(self) -> None:
         # What the decorator leaves out may come from the function, so a rule that reads it has to wait.
         fields = self._defaults()

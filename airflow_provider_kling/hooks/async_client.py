@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 from weakref import WeakKeyDictionary
 
 from airflow.providers.common.compat.connection import get_async_connection, get_async_extra_dejson
@@ -35,8 +35,6 @@ from airflow_provider_kling.api.protocol import (
 from airflow_provider_kling.hooks.settings import ConnectionSettings, lookup_error, user_agent
 
 if TYPE_CHECKING:
-    from airflow.providers.common.compat.sdk import Connection
-
     from airflow_provider_kling.api.task import Balance, VideoTask
 
 MAX_CONNECTIONS = 100
@@ -80,13 +78,17 @@ class AsyncKlingClient:
         :raises ConnectionSettingsError: where there is no such connection or it cannot be used.
         :raises ConnectionLookupError: where Airflow could not be asked.
         """
-        await asyncio.to_thread(_load_libraries)
-        try:
-            connection = await get_async_connection(conn_id)
-            extra = await get_async_extra_dejson(connection)
-        except Exception as error:
-            raise lookup_error(conn_id, error) from error
-        return cls(*await asyncio.to_thread(_read, connection, extra))
+        return await cls.of(await look_up(conn_id))
+
+    @classmethod
+    async def of(cls, settings: ConnectionSettings) -> AsyncKlingClient:
+        """
+        Make a client of a connection that was looked up.
+
+        :raises ConnectionSettingsError: where its CA bundle cannot be read.
+        """
+        # Not in the event loop: a CA bundle is read from a file.
+        return cls(settings, await asyncio.to_thread(settings.tls))
 
     async def get_task(self, task_id: str) -> VideoTask:
         """
@@ -168,12 +170,21 @@ def _load_libraries() -> None:
     import requests.utils  # noqa: F401
 
 
-def _read(
-    connection: Connection, extra: Mapping[str, Any]
-) -> tuple[ConnectionSettings, ssl.SSLContext | bool]:
-    # Not in the event loop: a CA bundle is read from a file, and a proxy's password is masked by a call to Airflow.
-    settings = ConnectionSettings.from_connection(connection, extra)
-    return settings, settings.tls()
+async def look_up(conn_id: str) -> ConnectionSettings:
+    """
+    Look a connection up from an event loop.
+
+    :raises ConnectionSettingsError: where there is no such connection or it cannot be used.
+    :raises ConnectionLookupError: where Airflow could not be asked.
+    """
+    await asyncio.to_thread(_load_libraries)
+    try:
+        connection = await get_async_connection(conn_id)
+        extra = await get_async_extra_dejson(connection)
+    except Exception as error:
+        raise lookup_error(conn_id, error) from error
+    # Not in the event loop: a proxy's password is masked by a call to Airflow.
+    return await asyncio.to_thread(ConnectionSettings.from_connection, connection, extra)
 
 
 @dataclass

@@ -210,8 +210,10 @@ class ResultStream:
         try:
             # What is compressed on its way has no length to be checked, and nowhere to go on from.
             response = self._get({"Accept-Encoding": "identity", **headers})
-        except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
-            raise DownloadError(f"The video at {self._shown} could not be read: {root_of(error)}") from error
+        except (requests.RequestException, urllib3.exceptions.HTTPError, OSError, ValueError) as error:
+            # The library may quote an address that it was led to, and what follows there may be a signature.
+            reason = re.sub(r"\?\S*", "?…", str(root_of(error)))
+            raise DownloadError(f"The video at {self._shown} could not be read: {reason}") from None
         if response.status_code in _DEAD:
             response.close()
             raise ResultExpiredError(f"The link {self._shown} is dead", code=response.status_code)

@@ -83,7 +83,8 @@ class KlingHook(BaseHook):
     A client of the service for one Airflow connection.
 
     The connection's password is the key and its host the base URL; its extra may hold ``connect_timeout`` and
-    ``read_timeout`` (seconds), ``verify``, ``ca_bundle`` and ``proxies``. It is looked up at the first call.
+    ``read_timeout`` (seconds), ``verify``, ``ca_bundle``, ``proxies`` and ``max_queries_per_second``. It is looked up
+    at the first call.
 
     :param kling_conn_id: id of a connection of type ``kling``.
     """
@@ -384,6 +385,7 @@ class KlingHook(BaseHook):
                     f"{base_url} answers, but it is not this service (HTTP {answer.status}). Set the connection's "
                     f"host to the service's base URL, or leave it empty for {DEFAULT_BASE_URL}."
                 )
+        _ = self.settings.prices  # raises where they are wrong
         message = f"{base_url} takes the key."
         with contextlib.suppress(ServiceError):
             call = balance_call()

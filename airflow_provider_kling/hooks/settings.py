@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import ssl
 from collections.abc import Mapping
@@ -16,7 +17,7 @@ from airflow.providers.common.compat.sdk import AirflowNotFoundException, mask_s
 import airflow_provider_kling
 from airflow_provider_kling import config
 from airflow_provider_kling.api.errors import ConnectionLookupError, ConnectionSettingsError
-from airflow_provider_kling.api.pricing import PriceChanges, PriceTable, read_price_changes
+from airflow_provider_kling.api.pricing import PriceTable, read_price_changes
 from airflow_provider_kling.api.protocol import normalise_base_url
 
 if TYPE_CHECKING:
@@ -47,7 +48,9 @@ class ConnectionSettings:
     :param read_timeout: seconds to wait for the service to send something.
     :param verify: whether the service's certificate is checked, or the path of a CA bundle to check it with.
     :param proxies: proxy URLs by scheme (``http``, ``https``); empty for those of the environment.
-    :param price_changes: prices of this account that differ, USD per second; they beat ``[kling] prices``.
+    :param max_queries_per_second: of one triggerer about all its waiting videos; None for what
+        ``[kling] max_queries_per_second`` says.
+    :param price_changes: prices of this account that differ, as the extra has them; they beat ``[kling] prices``.
     """
 
     conn_id: str
@@ -57,7 +60,8 @@ class ConnectionSettings:
     read_timeout: float = DEFAULT_READ_TIMEOUT
     verify: bool | str = True
     proxies: Mapping[str, str] = field(default_factory=dict, repr=False)
-    price_changes: PriceChanges = field(default_factory=dict, repr=False)
+    max_queries_per_second: float | None = None
+    price_changes: Any = field(default=None, repr=False)
 
     @property
     def prices(self) -> PriceTable:
@@ -66,13 +70,14 @@ class ConnectionSettings:
 
         Read only where money is at stake: a wrong price must not keep a triggerer from a video that is paid for.
 
-        :raises ConnectionSettingsError: where the connection gives a model or mode that is new no plain price.
+        :raises ConnectionSettingsError: where one of the connection's is wrong, naming its key.
         :raises AirflowConfigException: where ``[kling] prices`` is wrong, naming the key.
         """
         try:
-            return config.prices().override(self.price_changes)
+            return config.prices().override(read_price_changes(self.price_changes))
         except ValueError as error:
-            raise _unusable(self.conn_id, "extra", str(error)) from None
+            name, _, problem = str(error).partition(": ")
+            raise _unusable(self.conn_id, name, problem) from None
 
     @property
     def proxy(self) -> str | None:
@@ -134,7 +139,8 @@ class ConnectionSettings:
             read_timeout=_seconds(extra, "read_timeout", DEFAULT_READ_TIMEOUT, conn_id),
             verify=_verify(extra, conn_id),
             proxies=proxies,
-            price_changes=_price_changes(extra, conn_id),
+            max_queries_per_second=_rate(extra, conn_id),
+            price_changes=extra.get("prices") or None,
         )
 
 
@@ -219,6 +225,20 @@ def _seconds(extra: Mapping[str, Any], name: str, default: float, conn_id: str) 
     return seconds
 
 
+def _rate(extra: Mapping[str, Any], conn_id: str) -> float | None:
+    name = "max_queries_per_second"
+    value = extra.get(name)
+    if value in (None, ""):
+        return None
+    try:
+        rate = float(value)
+    except (TypeError, ValueError, OverflowError):
+        rate = -1
+    if not 0 < rate < math.inf or isinstance(value, bool):
+        raise _unusable(conn_id, name, f"{value!r} is not a number of queries a second above 0")
+    return rate
+
+
 def _verify(extra: Mapping[str, Any], conn_id: str) -> bool | str:
     value, bundle = extra.get("verify"), extra.get("ca_bundle")
     word = str(value).strip().lower()
@@ -244,14 +264,6 @@ def _proxies(value: Any, conn_id: str) -> dict[str, str]:
             conn_id, "proxies", "it is neither the URL of a proxy nor a mapping of schemes to URLs"
         )
     return {str(scheme): proxy for scheme, proxy in proxies.items()}
-
-
-def _price_changes(extra: Mapping[str, Any], conn_id: str) -> PriceChanges:
-    try:
-        return read_price_changes(extra.get("prices"))
-    except ValueError as error:
-        name, _, problem = str(error).partition(": ")
-        raise _unusable(conn_id, name, problem) from None
 
 
 def _is_proxy(value: Any) -> bool:

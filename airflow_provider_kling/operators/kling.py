@@ -11,13 +11,25 @@ from decimal import Decimal
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
-from airflow.providers.common.compat.sdk import AirflowFailException, BaseOperator, conf
+from airflow.providers.common.compat.sdk import (
+    AirflowFailException,
+    AirflowSkipException,
+    AirflowTaskTimeout,
+    BaseOperator,
+    conf,
+)
 
 from airflow_provider_kling import config, metrics
-from airflow_provider_kling.api.errors import InvalidRequestError, KlingError, TaskFailedError
+from airflow_provider_kling.api.errors import (
+    DownloadError,
+    InvalidRequestError,
+    KlingError,
+    TaskFailedError,
+)
 from airflow_provider_kling.api.request import DEFAULT_MODEL, VideoRequest, find_faults
 from airflow_provider_kling.arguments import (
     comes_later,
+    is_made_from_mapped,
     one_of,
     output_at,
     seconds_above_zero,
@@ -27,7 +39,7 @@ from airflow_provider_kling.arguments import (
 from airflow_provider_kling.budget import usd
 from airflow_provider_kling.deferral import follow
 from airflow_provider_kling.delivery import Delivery
-from airflow_provider_kling.exceptions import raising_to_airflow
+from airflow_provider_kling.exceptions import going_on, raising_to_airflow
 from airflow_provider_kling.generation import XCOM_TASK_ID, Generation
 from airflow_provider_kling.hooks.kling import KlingHook
 from airflow_provider_kling.hooks.settings import DEFAULT_CONN_ID
@@ -36,6 +48,7 @@ from airflow_provider_kling.lineage import lineage
 from airflow_provider_kling.links.kling import KlingVideoLink
 from airflow_provider_kling.order import Order
 from airflow_provider_kling.output_path import check_output_path
+from airflow_provider_kling.settlement import not_remembered
 from airflow_provider_kling.submission import OnExpiredResult, OnUnknownSubmission
 from airflow_provider_kling.waiting import (
     DEFAULT_POLL_INTERVAL,
@@ -49,8 +62,12 @@ if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context, ObjectStoragePath
     from airflow.providers.openlineage.extractors import OperatorLineage
 
+    from airflow_provider_kling.ledger import Ledger
     from airflow_provider_kling.result import Asked
     from airflow_provider_kling.storage import StoredFile
+
+EXECUTION_TIMEOUT_MARGIN = 10.0
+"""Seconds, at most a tenth of ``execution_timeout``, by which a wait ends before Airflow would end it."""
 
 _REQUEST_FIELDS = tuple(VideoRequest.model_fields)
 
@@ -111,6 +128,8 @@ class KlingGenerateVideoOperator(BaseOperator):
     }
     operator_extra_links = (KlingVideoLink(),)
     ui_color = "#e8def8"
+    goes_on_from_xcom = False
+    """Whether an attempt that goes on in another process reads its request from XCom, which then holds all of it."""
 
     def __init__(
         self,
@@ -163,6 +182,7 @@ class KlingGenerateVideoOperator(BaseOperator):
         self.extra_body = extra_body
         self.kling_conn_id = kling_conn_id
         self.output_path = text_of(output_path)
+        self._stores = output_path is not None
         self.output_conn_id = output_conn_id
         self.max_cost_usd = None if max_cost_usd is None else usd("max_cost_usd", max_cost_usd)
         self.check_balance = check_balance
@@ -179,7 +199,9 @@ class KlingGenerateVideoOperator(BaseOperator):
         self.kling_task_id: str | None = None
         self.is_killed = False
         self._lineage: tuple[Asked | None, Sequence[StoredFile]] = (None, ())
-        self._check_literals()
+        # A mapped task is made when it runs, where an error of this place would be retried: it is checked then.
+        if not is_made_from_mapped(self):
+            self._check_literals()
 
     def execute(self, context: Context) -> dict[str, Any]:
         """
@@ -191,7 +213,7 @@ class KlingGenerateVideoOperator(BaseOperator):
         with self._generation(context, self._request) as generation:
             generation.announce()
             if self.is_dry_run:
-                return generation.rehearse()
+                return self._after_rehearsal(context, generation.rehearse())
             return generation.start(self._limits())
 
     def execute_again(self, context: Context, event: Any = None) -> dict[str, Any]:
@@ -236,7 +258,8 @@ class KlingGenerateVideoOperator(BaseOperator):
             ) from error
         self.kling_task_id = told.kling_task_id
         with self._generation(context, None) as generation:
-            return generation.resume(told)
+            result = generation.resume(told)
+        return self.start_again(context, result) if isinstance(result, PauseEvent) else result
 
     def on_kill(self) -> None:
         """Stop a submit that is about to happen, and say what becomes of the video: the service has no cancel."""
@@ -256,34 +279,68 @@ class KlingGenerateVideoOperator(BaseOperator):
     def _generation(
         self, context: Context, make_request: Callable[[Context], VideoRequest] | None
     ) -> Iterator[Generation]:
+        generation: Generation | None = None
+        ledger = open_ledger(context, self.ledger_path or config.ledger_path())
         with closing(KlingHook(self.kling_conn_id)) as hook, raising_to_airflow():
-            order = None
-            if make_request is not None:
-                order = Order(
-                    hook,
-                    make_request(context),
-                    max_cost_usd=self.max_cost_usd,
-                    check_balance=self.check_balance,
-                    log=self.log,
-                )
-            ledger = open_ledger(context, self.ledger_path or config.ledger_path())
-            output = output_at(self.output_path, self.output_conn_id) if self.output_path else None
-            delivery = Delivery(hook, context, output=output, outlets=self.outlets, log=self.log)
-            generation = Generation(self, context, hook, ledger, delivery, order)
             try:
+                output = output_at(self.output_path, self.output_conn_id) if self._stores else None
+                delivery = Delivery(hook, context, output=output, outlets=self.outlets, log=self.log)
+                order = None
+                if make_request is not None:
+                    order = Order(
+                        hook,
+                        make_request(context),
+                        max_cost_usd=self.max_cost_usd,
+                        check_balance=self.check_balance,
+                        check_place=delivery.check,
+                        log=self.log,
+                    )
+                generation = Generation(self, context, hook, ledger, delivery, order)
                 yield generation
             except KlingError as error:
-                metrics.failed(error, generation.asked)
+                metrics.failed(error, generation.asked if generation else None)
+                raise
+            except AirflowFailException:
+                raise
+            except (Exception, AirflowTaskTimeout) as error:
+                self._keep_from_buying_again(error, ledger)
                 raise
             self._lineage = (generation.asked, delivery.files)
 
+    def _keep_from_buying_again(self, error: BaseException, ledger: Ledger) -> None:
+        """Let no error of another kind lead to a retry that would buy the video again."""
+        if self.kling_task_id is None:
+            return
+        what = f"Kling task {self.kling_task_id} goes on, and will be billed when it is completed"
+        if ledger.is_kept:
+            self.log.error("%s. A retry attaches to it again and buys nothing.", what)
+            return
+        raise AirflowFailException(
+            f"{type(error).__name__}: {error}. {what}. {not_remembered(self.kling_task_id)}"
+        ) from error
+
+    def _after_rehearsal(self, context: Context, result: dict[str, Any]) -> dict[str, Any]:
+        if not self.outlets:
+            return result
+        # Airflow updates the outlets of each task that succeeds, and there is nothing new.
+        context["ti"].xcom_push(key="return_value", value=result)
+        raise AirflowSkipException("This was a dry run, so the outlets are not updated")
+
     def _limits(self) -> PauseEvent:
         now = time.time()
-        ends_at = now + self.execution_timeout.total_seconds() if self.execution_timeout else math.inf
+        ends_at = math.inf
+        if self.execution_timeout:
+            # Airflow's own clock started earlier, and what it does at the end tells nobody of the video.
+            seconds = self.execution_timeout.total_seconds()
+            ends_at = now + seconds - min(EXECUTION_TIMEOUT_MARGIN, seconds / 10)
         return PauseEvent(deadline=now + self.timeout, attempt_ends_at=ends_at)
 
     def _request(self, context: Context) -> VideoRequest:
-        """Return what is asked for, when an attempt begins."""
+        """
+        Return what is asked for, when an attempt begins.
+
+        :raises InvalidRequestError: where it breaks the service's rules.
+        """
         return VideoRequest(**{name: getattr(self, name) for name in _REQUEST_FIELDS})
 
     def _request_again(self, context: Context) -> VideoRequest:
@@ -298,6 +355,11 @@ class KlingGenerateVideoOperator(BaseOperator):
         self._check_output()
 
     def _check_output(self) -> None:
+        if self.outlets and not self.wait_for_completion:
+            raise ValueError(
+                "outlets need wait_for_completion: this task ends before there is a video, and would tell of one. Give "
+                "the outlets to the task that waits."
+            )
         if self.output_path is not None:
             if not self.wait_for_completion:
                 raise ValueError(
@@ -405,11 +467,20 @@ class KlingDownloadVideoOperator(BaseOperator):
                 outlets=self.outlets,
                 log=self.log,
             )
-            over = follow(self, hook, waiting, deferrable=self.deferrable)
-            if over.error is not None:
-                raise _of_a_task_made_elsewhere(over.error)
-            assert over.task is not None  # noqa: S101 - every outcome without an error has a task
-            result = delivery.deliver(over.task, None)
+            delivery.check()
+            with going_on(self.log, "The link to the video could not be shown"):
+                KlingVideoLink.push(context, waiting.task_id, None, base_url=hook.settings.base_url)
+            try:
+                over = follow(self, hook, waiting, deferrable=self.deferrable)
+                if over.error is not None:
+                    raise _of_a_task_made_elsewhere(over.error)
+                assert over.task is not None  # noqa: S101 - every outcome without an error has a task
+                result = delivery.deliver(over.task, None)
+            except KlingError as error:
+                if isinstance(error, DownloadError) and error.retryable:
+                    error.next_step += " A retry fetches it again and buys nothing."
+                metrics.failed(error)
+                raise
             self._stored = delivery.files
             return result
 

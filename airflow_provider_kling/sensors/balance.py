@@ -33,7 +33,6 @@ from airflow_provider_kling.config import max_failed_queries
 from airflow_provider_kling.exceptions import raising_to_airflow, to_airflow
 from airflow_provider_kling.hooks.kling import KlingHook
 from airflow_provider_kling.hooks.settings import DEFAULT_CONN_ID
-from airflow_provider_kling.triggers.balance import KlingBalanceTrigger
 from airflow_provider_kling.waiting import AskAgain
 
 if TYPE_CHECKING:
@@ -131,6 +130,9 @@ class KlingBalanceSensor(BaseSensorOperator):
         with closing(KlingHook(self.kling_conn_id)) as hook, raising_to_airflow():
             decision = self._ask(hook, waiting)
             if isinstance(decision, AskAgain):
+                # Imported here: who only reads a Dag needs no trigger.
+                from airflow_provider_kling.triggers.balance import KlingBalanceTrigger
+
                 self.log.info("Deferring: the triggerer waits for the money.")
                 self.defer(
                     trigger=KlingBalanceTrigger.of(waiting, kling_conn_id=self.kling_conn_id),

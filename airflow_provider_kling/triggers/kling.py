@@ -5,19 +5,16 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, suppress
-from typing import TYPE_CHECKING, Any
+from contextlib import suppress
+from datetime import UTC, datetime
+from typing import Any
 
 from airflow.providers.common.compat.sdk import AirflowConfigException
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
-from airflow_provider_kling.api.errors import KlingError
 from airflow_provider_kling.config import max_failed_queries
-from airflow_provider_kling.hooks.async_client import shared_client
-from airflow_provider_kling.waiting import MAX_FAILURES, AskAgain, Over, WaitEvent, Waiting, note_to
-
-if TYPE_CHECKING:
-    from airflow_provider_kling.hooks.async_client import AsyncKlingClient
+from airflow_provider_kling.triggers.watch import watching
+from airflow_provider_kling.waiting import MAX_FAILURES, WaitEvent, Waiting
 
 ON_KILL_SECONDS = 28.0
 """How long Airflow is asked for the task's state; a triggerer's first such question takes seconds."""
@@ -31,11 +28,17 @@ class KlingVideoTrigger(BaseTrigger):
     It only asks: it never submits and never downloads. What it is made of is stored in the metadata database
     in clear text, so it holds no secret.
 
+    Where a task starts in the triggerer, nobody knows its deadline beforehand. What its scheduler fixes and stores is
+    when Airflow itself ends it. The deadline is counted back from there, so that a restarted triggerer gets no new one.
+
     :param kling_conn_id: id of a connection of type ``kling``.
     :param kling_task_id: the service's task id.
     :param deadline: when to give up, epoch seconds: a restarted triggerer gets no new one.
     :param submitted_at: when the wait began, epoch seconds.
     :param poll_interval: seconds between two queries.
+    :param timeout: in place of ``deadline`` and ``submitted_at``, for a task that starts in the triggerer: seconds from
+        its start to giving up.
+    :param net: with ``timeout``: seconds from giving up to when Airflow ends the task.
     :param unknown: arguments of a newer release, tolerated so that a rolling upgrade breaks no waiting task.
     """
 
@@ -44,17 +47,23 @@ class KlingVideoTrigger(BaseTrigger):
         *,
         kling_conn_id: str,
         kling_task_id: str,
-        deadline: float,
-        submitted_at: float,
+        deadline: float | None = None,
+        submitted_at: float | None = None,
         poll_interval: float,
+        timeout: float | None = None,
+        net: float = 0.0,
         **unknown: Any,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        if timeout is None and (deadline is None or submitted_at is None):
+            raise TypeError("KlingVideoTrigger needs either deadline and submitted_at, or timeout")
         self.kling_conn_id = kling_conn_id
         self.kling_task_id = kling_task_id
         self.deadline = deadline
         self.submitted_at = submitted_at
         self.poll_interval = poll_interval
+        self.timeout = timeout
+        self.net = net
         if unknown:
             self.log.debug("Arguments of a newer release are left out: %s.", ", ".join(sorted(unknown)))
 
@@ -71,30 +80,50 @@ class KlingVideoTrigger(BaseTrigger):
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return the class path and the arguments to make this trigger again elsewhere."""
-        return (
-            "airflow_provider_kling.triggers.kling.KlingVideoTrigger",
-            {
-                "kling_conn_id": self.kling_conn_id,
-                "kling_task_id": self.kling_task_id,
-                "deadline": self.deadline,
-                "submitted_at": self.submitted_at,
-                "poll_interval": self.poll_interval,
-            },
-        )
+        arguments = {
+            "kling_conn_id": self.kling_conn_id,
+            "kling_task_id": self.kling_task_id,
+            "deadline": self.deadline,
+            "submitted_at": self.submitted_at,
+            "poll_interval": self.poll_interval,
+        }
+        if self.timeout is not None:
+            arguments |= {"timeout": self.timeout, "net": self.net}
+        return "airflow_provider_kling.triggers.kling.KlingVideoTrigger", arguments
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Ask until the wait is over, then yield one event."""
-        over = await self._wait()
+        started, deadline = self._period()
+        waiting = Waiting(
+            str(self.kling_task_id),
+            deadline=deadline,
+            poll_interval=self.poll_interval,
+            started=started,
+            max_failures=self._max_failures(),
+        )
+        async with watching(self.kling_conn_id) as watch:
+            # A worker that deferred has asked just before.
+            over = await watch.until_over(waiting, log=self.log, ask_now=self.deadline is None)
         if over.error is not None:
             self.log.warning("The triggerer stops asking; the task goes on from here. %s", over.error)
         yield TriggerEvent(  # type: ignore[no-untyped-call]
             WaitEvent(
-                kling_task_id=self.kling_task_id,
-                outcome=over.outcome,
-                deadline=self.deadline,
-                submitted_at=self.submitted_at,
+                kling_task_id=waiting.task_id, outcome=over.outcome, deadline=deadline, submitted_at=started
             ).to_dict()
         )
+
+    def _period(self) -> tuple[float, float]:
+        if self.deadline is not None and self.submitted_at is not None:
+            return self.submitted_at, self.deadline
+        assert self.timeout is not None  # noqa: S101 - one or the other is there
+        ended_by_airflow: datetime | None = getattr(self, "timeout_after", None)
+        if ended_by_airflow is None:
+            started = time.time()
+        else:
+            if ended_by_airflow.tzinfo is None:
+                ended_by_airflow = ended_by_airflow.replace(tzinfo=UTC)
+            started = ended_by_airflow.timestamp() - self.net - self.timeout
+        return started, started + self.timeout
 
     async def on_kill(self) -> None:
         """
@@ -121,33 +150,6 @@ class KlingVideoTrigger(BaseTrigger):
             dag_id=ti.dag_id, task_ids=[ti.task_id], run_ids=[ti.run_id], map_index=ti.map_index
         )
         return next(iter(states.get(ti.run_id, {}).values()), None)
-
-    async def _wait(self) -> Over:
-        waiting = Waiting(
-            self.kling_task_id,
-            deadline=self.deadline,
-            poll_interval=self.poll_interval,
-            started=self.submitted_at,
-            max_failures=self._max_failures(),
-        )
-        decision: AskAgain | Over = waiting.begin(time.time())
-        client: AsyncKlingClient | None = None
-        async with AsyncExitStack() as stack:
-            while isinstance(decision, AskAgain):
-                await asyncio.sleep(max(0.0, decision.at - time.time()))
-                try:
-                    if client is None:
-                        client = await stack.enter_async_context(shared_client(self.kling_conn_id))
-                    task = await client.get_task(self.kling_task_id)
-                except KlingError as error:
-                    decision = waiting.on_error(error, time.time())
-                except Exception as error:  # noqa: BLE001 - a trigger that raises fails its task, but not the video
-                    failure = KlingError(f"{type(error).__name__}: {error}", retryable=True)
-                    decision = waiting.on_error(failure, time.time())
-                else:
-                    decision = waiting.on_task(task, time.time())
-                note_to(self.log, decision)
-        return decision
 
     def _max_failures(self) -> int:
         try:

@@ -471,6 +471,11 @@ class Postgres:
         """Where it is, for SQLAlchemy."""
         return f"postgresql+psycopg2://airflow@{LOOPBACK}:{self.port}/airflow"
 
+    @property
+    def pids(self) -> list[int]:
+        """The ids of its processes."""
+        return self._process.pids
+
     def create(self) -> None:
         """Make the server and Airflow's database."""
         self._run(

@@ -390,12 +390,13 @@ def test_the_connections_prices_beat_the_configurations_one_by_one(monkeypatch: 
         ('{"kling-v3-omni": {"std": {"plain": NaN}}}', "prices.kling-v3-omni.std.plain: NaN"),
         ({"kling-v3-omni": {"std": {"plain": True}}}, "prices.kling-v3-omni.std.plain: True"),
         ("cheap", "prices: it is not JSON"),
-        ([], "prices: [] is not an object"),
+        ([1], "prices: [1] is not an object"),
     ],
 )
-def test_a_wrong_price_is_refused_when_the_connection_is_read(prices: Any, named: str) -> None:
+def test_a_wrong_price_is_refused_where_prices_are_asked_for_and_not_before(prices: Any, named: str) -> None:
+    settings = read(made_in_the_ui(extra={"prices": prices}))
     with pytest.raises(ConnectionSettingsError) as raised:
-        read(made_in_the_ui(extra={"prices": prices}))
+        _ = settings.prices
     assert f"Connection 'kling_default', {named}" in str(raised.value)
     assert "nothing was billed" in str(raised.value)
     assert not raised.value.retryable

@@ -99,7 +99,9 @@ def test_the_content_calendar_publishes_what_a_person_approves(airflow: LocalAir
     airflow.api.wait_for_dag("example_kling_publish")
     airflow.api.unpause("example_kling_publish")
     run_id = airflow.trigger("example_kling_content_calendar", {"folder": str(tmp_path)})
-    airflow.api.wait_for_task("example_kling_content_calendar", run_id, "approve", "awaiting_input", timeout=240)
+    airflow.api.wait_for_task(
+        "example_kling_content_calendar", run_id, "approve", "awaiting_input", timeout=240
+    )
     assert not (tmp_path / "published").exists()
     airflow.api.call(
         "PATCH",
@@ -126,6 +128,22 @@ def test_the_sensor_waits_in_each_of_its_modes(airflow: LocalAirflow, service: K
     ]
     assert results[0] == results[1] == results[2]
     assert results[0]["state"] == "completed"
+
+
+def test_a_sensor_starts_in_the_triggerer_with_another_tasks_output(
+    airflow: LocalAirflow, service: KlingEmulator
+) -> None:
+    service.inject("latency", seconds=40)
+    run_id = airflow.run("kling_sensor_from_trigger")
+    assert states(airflow, "kling_sensor_from_trigger", run_id) == {
+        "submit": {"success"},
+        "waits": {"success"},
+        "gives_up": {"skipped"},
+    }
+    submitted = airflow.api.xcom("kling_sensor_from_trigger", run_id, "submit")
+    made = airflow.api.xcom("kling_sensor_from_trigger", run_id, "waits")
+    assert made["task_id"] == submitted["task_id"]
+    assert made["state"] == "completed"
 
 
 def test_a_sensor_that_may_fail_softly_is_skipped(airflow: LocalAirflow, service: KlingEmulator) -> None:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException
 
+from airflow_provider_kling.api.task import RecordedCost
 from airflow_provider_kling.budget import BudgetExceededError, InsufficientBalanceError
 from airflow_provider_kling.emulator import KlingEmulator
 from airflow_provider_kling.operators.kling import KlingGenerateVideoOperator
+from airflow_provider_kling.result import recorded_usd
 from tests.task_runs import TaskRun, run_task
 
 
@@ -110,6 +114,32 @@ def test_the_estimate_is_in_xcom_while_the_task_waits(kling_emulator: KlingEmula
     assert seen[0]["estimated_cost_usd"] == pytest.approx(0.633)
     assert seen[0]["task_id"] == run.value()["task_id"]
     assert "callback_url" not in seen[0]["request"]
+
+
+def test_a_video_that_is_delivered_again_is_counted_once(
+    kling_emulator: KlingEmulator, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    counted: Counter[str] = Counter()
+    monkeypatch.setattr(
+        "airflow_provider_kling.metrics.Stats",
+        SimpleNamespace(
+            incr=lambda name, count=1, **_: counted.update({name: count}), timing=lambda *_, **__: None
+        ),
+    )
+    for _ in range(3):
+        attempt(ledger_path=str(tmp_path)).value()
+    assert counted["kling.videos.submitted"] == counted["kling.videos.completed"] == 1
+    assert counted["kling.usd_micros.recorded"] == 633_000
+
+
+@pytest.mark.parametrize(("amount", "currency"), [("inf", "USD"), (-1, "USD"), (1.5, "CNY")])
+def test_an_amount_that_is_no_cost_in_usd_is_not_told_as_one(
+    kling_emulator: KlingEmulator, monkeypatch: pytest.MonkeyPatch, amount: Any, currency: str
+) -> None:
+    record = RecordedCost.from_payload(
+        {"settled": True, "credits": amount, "currency": currency}, task_id="k-1"
+    )
+    assert recorded_usd(record) is None
 
 
 def test_a_cost_that_is_not_settled_fails_nothing(

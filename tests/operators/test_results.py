@@ -11,7 +11,14 @@ from typing import Any
 
 import pytest
 import requests
-from airflow.providers.common.compat.sdk import DAG, AirflowFailException, Asset, AssetAlias, task
+from airflow.providers.common.compat.sdk import (
+    DAG,
+    AirflowFailException,
+    AirflowSkipException,
+    Asset,
+    AssetAlias,
+    task,
+)
 
 from airflow_provider_kling.api.errors import ResultExpiredError, TaskFailedError, TaskTimeoutError
 from airflow_provider_kling.emulator import KlingEmulator
@@ -125,7 +132,7 @@ def test_a_file_that_cannot_be_stored_costs_nothing_but_a_retry(
         assert f"KlingDownloadVideoOperator(kling_task_id={made.task_id!r})" in str(error)
         return
     assert isinstance(error, StorageError)
-    assert "attaches to it again and buys nothing" in str(error)
+    assert "A retry fetches it again and buys nothing." in str(error)
 
     kling_emulator.faults.clear()
     result = run_task(lambda: operator(output_path=str(folder), **ledger)).value()
@@ -133,9 +140,7 @@ def test_a_file_that_cannot_be_stored_costs_nothing_but_a_retry(
     assert len(kling_emulator.ledger.creates()) == 1
 
 
-def test_a_download_that_is_cut_goes_on_where_it_broke(
-    kling_emulator: KlingEmulator, tmp_path: Path
-) -> None:
+def test_a_download_that_is_cut_goes_on_where_it_broke(kling_emulator: KlingEmulator, tmp_path: Path) -> None:
     kling_emulator.inject("cut", call="download")
     result = run_task(lambda: operator(output_path=str(tmp_path))).value()
     whole = requests.get(result["video_url"], timeout=10).content
@@ -172,6 +177,190 @@ def test_a_video_that_was_stored_is_delivered_when_the_service_has_forgotten_its
     assert again["files"] == first["files"]
     assert again["request"] == first["request"]
     assert len(kling_emulator.ledger.creates()) == 1
+
+
+def test_a_video_that_the_service_has_forgotten_is_bought_again_where_the_author_wants_that(
+    kling_emulator: KlingEmulator, tmp_path: Path
+) -> None:
+    ledger = {"ledger_path": str(tmp_path / "ledger")}
+    run_task(lambda: operator(**ledger)).value()
+    kling_emulator.inject("answer", status=404, call="query")
+    refused = run_task(lambda: operator(**ledger)).error
+    assert isinstance(refused, AirflowFailException)
+    assert "on_expired_result='resubmit'" in str(refused)
+
+    kling_emulator.inject("answer", status=404, call="query")
+    run_task(lambda: operator(on_expired_result="resubmit", **ledger)).value()
+    assert len(kling_emulator.ledger.creates()) == 2
+
+
+def test_a_manifest_keeps_what_only_the_task_that_asked_knew(
+    kling_emulator: KlingEmulator, tmp_path: Path
+) -> None:
+    made = run_task(lambda: operator(output_path=str(tmp_path))).value()
+    manifest = Path(made["files"][0]["manifest_path"])
+    before = json.loads(manifest.read_text())
+    kling_emulator.inject("answer", status=404, call="record", times="always")
+
+    run_task(lambda: downloader(made["task_id"], output_path=str(tmp_path))).value()
+    assert json.loads(manifest.read_text()) == before
+
+
+class SecretsInReferences:
+    URL = "https://user:hunter2@example.com/pics/ben.png?X-Amz-Signature=abc#part"
+
+
+def test_a_signed_reference_is_sent_whole_and_told_without_its_signature(
+    kling_emulator: KlingEmulator, tmp_path: Path
+) -> None:
+    asset, events = Asset("s3://bucket/trailers"), Events()
+    run = run_task(
+        lambda: operator(
+            prompt="<<<image_1>>>",
+            image_list=[SecretsInReferences.URL],
+            output_path=str(tmp_path),
+            outlets=[asset],
+            deferrable=True,
+        ),
+        context={"outlet_events": events},
+    )
+    (sent,) = kling_emulator.ledger.tasks()
+    assert sent.body["image_list"] == [{"image_url": SecretsInReferences.URL}]
+    told = [run.value(), run.ti.xcoms, events[asset].extra]
+    told += [path.read_text() for path in tmp_path.glob("*.json")]
+    assert "hunter2" not in repr(told)
+    assert "X-Amz-Signature" not in repr(told)
+    assert run.value()["request"]["image_list"] == [{"image_url": "https://example.com/pics/ben.png"}]
+
+
+class BrokenTaskInstance(TaskInstance):
+    def xcom_push(self, key: str, value: Any, **_: Any) -> None:
+        raise RuntimeError("XCom is out of reach")
+
+
+@both_ways
+def test_an_xcom_that_cannot_be_written_does_not_cost_the_video(
+    kling_emulator: KlingEmulator, deferrable: bool
+) -> None:
+    run = run_task(lambda: operator(deferrable=deferrable), ti=BrokenTaskInstance())
+    assert run.value()["state"] == "completed"
+    assert len(kling_emulator.ledger.paid()) == 1
+
+
+@pytest.mark.parametrize("is_remembered", [True, False], ids=["with a ledger", "without one"])
+def test_an_error_of_any_kind_after_the_submit_does_not_buy_a_second_video(
+    kling_emulator: KlingEmulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_remembered: bool
+) -> None:
+    def broken(*_: Any, **__: Any) -> None:
+        raise RuntimeError("nobody thought of this")
+
+    ledger = {"ledger_path": str(tmp_path / "ledger")} if is_remembered else {}
+    monkeypatch.setattr("airflow_provider_kling.delivery.video_result", broken)
+    error = run_task(lambda: operator(**ledger)).error
+    if is_remembered:
+        assert isinstance(error, RuntimeError), "a retry attaches to the video"
+    else:
+        (made,) = kling_emulator.ledger.tasks()
+        assert isinstance(error, AirflowFailException), "a retry would buy a second video"
+        assert made.task_id in str(error)
+        assert "nobody thought of this" in str(error)
+
+
+@pytest.mark.kling_emulator(latency="never")
+def test_a_connection_that_is_out_of_reach_when_the_task_resumes_does_not_buy_a_second_video(
+    kling_emulator: KlingEmulator, monkeypatch: pytest.MonkeyPatch, airflow_db: None
+) -> None:
+    monkeypatch.setattr("tests.task_runs.fire", lambda trigger: completed_event(trigger))
+    run = run_task(
+        lambda: operator(deferrable=True),
+        between=lambda: monkeypatch.delenv("AIRFLOW_CONN_KLING_DEFAULT"),
+    )
+    (made,) = kling_emulator.ledger.tasks()
+    assert isinstance(run.error, AirflowFailException)
+    assert made.task_id in str(run.error)
+    assert "Nothing was sent" not in str(run.error)
+
+
+def completed_event(trigger: Any) -> dict[str, Any]:
+    return {
+        "kling_task_id": trigger.kling_task_id,
+        "outcome": "completed",
+        "deadline": trigger.deadline,
+        "submitted_at": trigger.submitted_at,
+    }
+
+
+@pytest.mark.kling_emulator(latency=0.3)
+def test_wrong_prices_do_not_keep_a_waiting_task_from_its_video(
+    kling_emulator: KlingEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def make_prices_wrong() -> None:
+        monkeypatch.setenv("AIRFLOW__KLING__PRICES", "{")
+        connection = {
+            "conn_type": "kling",
+            "host": kling_emulator.base_url,
+            "password": kling_emulator.api_key,
+            "extra": {"prices": {"kling-v3-omni": {"std": {"plain": "cheap"}}}},
+        }
+        monkeypatch.setenv("AIRFLOW_CONN_KLING_DEFAULT", json.dumps(connection))
+
+    run = run_task(lambda: operator(deferrable=True), between=make_prices_wrong)
+    assert run.value()["state"] == "completed"
+
+
+@pytest.mark.parametrize(
+    "place", ["foo://bucket/x", "s3://no_such_connection@bucket/x", "{{ params.nothing }}", ""]
+)
+def test_a_place_that_cannot_be_is_told_before_anything_is_sent(
+    kling_emulator: KlingEmulator, place: str, airflow_db: None
+) -> None:
+    def rendered() -> KlingGenerateVideoOperator:
+        made = operator(output_path="{{ params.place }}")
+        made.output_path = None if "nothing" in place else place
+        return made
+
+    run = run_task(rendered)
+    assert "output_path" in str(run.error)
+    assert kling_emulator.ledger.creates() == []
+
+
+def test_a_task_that_does_not_wait_tells_of_no_video(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="outlets need wait_for_completion"):
+        operator(wait_for_completion=False, outlets=[Asset("s3://bucket/trailers")])
+
+
+def test_a_dry_run_updates_no_outlet(kling_emulator: KlingEmulator) -> None:
+    run = run_task(lambda: operator(dry_run=True, outlets=[Asset("s3://bucket/trailers")]))
+    assert isinstance(run.error, AirflowSkipException)
+    assert run.ti.xcoms["return_value"]["state"] == "dry_run"
+
+
+def test_a_video_refused_at_once_fails_the_task_that_does_not_wait(
+    kling_emulator: KlingEmulator, tmp_path: Path
+) -> None:
+    ledger = {"ledger_path": str(tmp_path)}
+    kling_emulator.inject("fail", at_once=True, fail_code="UPSTREAM_FAILED")
+    failed = run_task(lambda: operator(wait_for_completion=False, **ledger))
+    assert isinstance(failed.error, TaskFailedError)
+    assert run_task(lambda: operator(wait_for_completion=False, **ledger)).value()["state"] != "failed"
+    assert len(kling_emulator.ledger.creates()) == 2
+
+
+def test_a_path_of_any_script_becomes_an_asset(kling_emulator: KlingEmulator, tmp_path: Path) -> None:
+    alias, events = AssetAlias("trailers"), Events()
+    run_task(
+        lambda: operator(output_path=f"{tmp_path}/vidéos/été.mp4", outlets=[alias]),
+        context={"outlet_events": events},
+    ).value()
+    ((uri, _),) = events[alias].added
+    assert uri == f"file://{tmp_path}/vid%C3%A9os/%C3%A9t%C3%A9.mp4"
+
+
+def test_mapped_values_that_cannot_be_end_the_task_without_retries(kling_emulator: KlingEmulator) -> None:
+    run = run_task(lambda: operator(duration=99, _airflow_from_mapped=True))
+    assert isinstance(run.error, AirflowFailException)
+    assert "duration: '99'" in str(run.error)
+    assert kling_emulator.ledger.creates() == []
 
 
 def test_a_file_that_is_there_is_not_fetched_again(kling_emulator: KlingEmulator, tmp_path: Path) -> None:
@@ -354,6 +543,7 @@ def test_a_video_made_elsewhere_is_waited_for_and_stored(
     assert len(kling_emulator.ledger.creates()) == 1
 
 
+@pytest.mark.kling_emulator(latency=0.3)
 def test_a_video_that_failed_elsewhere_ends_the_download_for_good(
     kling_emulator: KlingEmulator, tmp_path: Path
 ) -> None:

@@ -281,7 +281,7 @@ def test_what_is_no_whole_video_is_not_stored(storage: Storage, reply: Reply, sa
         error = fails(storage, service)
         assert said in str(error)
         assert error.retryable
-        assert "A retry fetches it again and pays nothing" in str(error)
+        assert "The video is paid for, and its link is good for 7 days" in str(error)
         assert storage.names() == []
         service.replies_from_now_on(Answer(200, FILM, VIDEO))
         storage.open().store(task(*links(service)))

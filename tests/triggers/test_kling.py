@@ -18,6 +18,7 @@ from airflow.triggers.base import BaseTrigger, TriggerEvent
 import airflow_provider_kling.triggers.kling as module
 from airflow_provider_kling.api.errors import LostContactError
 from airflow_provider_kling.hooks.kling import KlingHook
+from airflow_provider_kling.triggers import watch
 from airflow_provider_kling.triggers.kling import KlingPauseTrigger, KlingVideoTrigger
 from airflow_provider_kling.waiting import (
     MAX_ASKS_FOR_LINK,
@@ -200,7 +201,12 @@ def test_with_an_unusable_connection_the_wait_is_refused(connect: Connect, setti
     assert fired_by(trigger()).outcome is Outcome.REFUSED
 
 
-def test_failing_lookups_are_failed_queries(failing_lookups: Callable[[BaseException], list[str]]) -> None:
+def test_failing_lookups_are_failed_queries(
+    failing_lookups: Callable[[BaseException], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        watch, "LOOKUP_INTERVAL", 0
+    )  # far below the interval of queries, as it is with real ones
     asked = failing_lookups(RuntimeError("the API server is away"))
     assert fired_by(trigger()).outcome is Outcome.LOST_CONTACT
     assert asked == ["kling_default"] * MAX_FAILURES

@@ -43,6 +43,19 @@ with DAG("kling_sensor_modes", schedule=None):
         timeout=300,
     )
 
+with DAG("kling_sensor_from_trigger", schedule=None):
+    first = KlingGenerateVideoOperator(task_id="submit", prompt=MARK, wait_for_completion=False)
+    for task_id, limit in (("waits", 300), ("gives_up", 15)):
+        KlingVideoSensor(
+            task_id=task_id,
+            kling_task_id=first.output["task_id"],
+            deferrable=True,
+            start_from_trigger=True,
+            poke_interval=5,
+            timeout=limit,
+            soft_fail=True,
+        )
+
 with DAG("kling_soft_fail", schedule=None):
     never = KlingGenerateVideoOperator(task_id="submit", prompt=MARK, wait_for_completion=False)
     for deferrable in (False, True):

@@ -1,0 +1,138 @@
+"""What follows from the end of a wait: the video is there, it has to be asked for anew, or there is none."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from airflow_provider_kling.api.errors import (
+    DownloadError,
+    KlingError,
+    Paid,
+    ResultExpiredError,
+    TaskFailedError,
+    TaskNotFoundError,
+    TooManyTasksError,
+)
+from airflow_provider_kling.api.task import TaskState, VideoTask
+from airflow_provider_kling.submission import OnExpiredResult
+from airflow_provider_kling.waiting import Outcome
+
+if TYPE_CHECKING:
+    from airflow_provider_kling.delivery import Delivery
+    from airflow_provider_kling.submission import Obtained, Submission
+    from airflow_provider_kling.waiting import Over
+
+
+class Settlement:
+    """
+    Draws the line under a wait, for one video and for many alike.
+
+    :param submission: how the video was asked for.
+    :param delivery: what becomes of it.
+    :param on_expired_result: what to do where it was paid for and is deleted by now.
+    :param is_remembered: whether the next attempt will know of it.
+    :param log: where to tell about it.
+    """
+
+    def __init__(
+        self,
+        submission: Submission,
+        delivery: Delivery,
+        *,
+        on_expired_result: OnExpiredResult,
+        is_remembered: bool,
+        log: Any,
+    ) -> None:
+        self._submission = submission
+        self._delivery = delivery
+        self._on_expired_result = on_expired_result
+        self._is_remembered = is_remembered
+        self._log = log
+
+    def finish(self, obtained: Obtained, over: Over) -> VideoTask | None:
+        """
+        Return the completed task, or None where another one has to be asked for.
+
+        :raises KlingError: where there will be no video from this attempt.
+        """
+        error = over.error
+        if error is None:
+            assert over.task is not None  # noqa: S101 - every outcome without an error has a task
+            return over.task if self._can_be_had(obtained, over.task) else None
+        if (
+            isinstance(error, TaskNotFoundError)
+            and obtained.is_from_earlier_attempt
+            and self._delivery.was_stored(obtained.kling_task_id)
+        ):
+            self._log.info("The service has forgotten Kling task %s, but its video is stored.", error.task_id)
+            return VideoTask(task_id=obtained.kling_task_id, state=TaskState.COMPLETED)
+        if isinstance(error, TaskNotFoundError) and obtained.was_delivered:
+            self._after_deletion(
+                obtained,
+                f"Kling task {obtained.kling_task_id} was completed and billed, but the service does not know it "
+                "any more",
+            )
+            return None
+        if isinstance(error, TaskFailedError):
+            self._submission.release(obtained)
+            if (
+                obtained.is_from_earlier_attempt
+                and error.retryable
+                and not isinstance(error, TooManyTasksError)
+            ):
+                self._log.warning("%s", error)
+                return None
+        elif over.outcome is not Outcome.REFUSED:
+            self.say_what_a_retry_does(error)
+        raise error
+
+    def say_what_a_retry_does(self, error: KlingError) -> None:
+        """Add to an error what another attempt makes of the video, and let there be none that would buy a second."""
+        if not error.retryable:
+            return
+        if self._is_remembered:
+            free = "fetches it again" if isinstance(error, DownloadError) else "attaches to it again"
+            error.next_step += f" A retry {free} and buys nothing."
+        elif error.paid is not Paid.NO:
+            # A retry would buy a second video, which nobody asked for.
+            error.retryable = False
+            error.next_step += f" {not_remembered(str(error.task_id))}"
+
+    def lost_sight(self, error: KlingError, kling_task_id: str) -> KlingError:
+        """Turn an error that kept a video from being asked about into one that tells of the video."""
+        error.task_id = error.task_id or kling_task_id
+        error.paid = Paid.MAYBE
+        error.next_step = error.next_step.replace("Nothing was sent and nothing was billed. ", "")
+        error.next_step += " The video was asked for before: it goes on, and is billed when it is completed."
+        self.say_what_a_retry_does(error)
+        return error
+
+    def _can_be_had(self, obtained: Obtained, task: VideoTask) -> bool:
+        if not obtained.is_from_earlier_attempt or self._delivery.is_there(task):
+            return True
+        self._after_deletion(
+            obtained,
+            f"Kling task {task.task_id} is completed and was billed, but the service has deleted its video",
+        )
+        return False
+
+    def _after_deletion(self, obtained: Obtained, what: str) -> None:
+        if self._on_expired_result is OnExpiredResult.FAIL:
+            raise ResultExpiredError(
+                what,
+                task_id=obtained.kling_task_id,
+                next_step=(
+                    "It cannot be had any more. To have it made and billed once more, set "
+                    "on_expired_result='resubmit' and clear this task."
+                ),
+            )
+        self._log.warning("%s. It is asked for and billed again (on_expired_result='resubmit').", what)
+        self._submission.release(obtained)
+
+
+def not_remembered(kling_task_id: str) -> str:
+    """Say why there is no retry for a video that no ledger remembers, and how to get it all the same."""
+    return (
+        "This submission is not remembered, so a retry would buy a second video and is not made. Store this one with "
+        f"KlingDownloadVideoOperator(kling_task_id={kling_task_id!r}), or wait for it with KlingVideoSensor."
+    )

@@ -1,0 +1,371 @@
+"""A list that is killed, retried and rearranged pays for each of its videos once, on both ledgers."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from airflow.providers.common.compat.sdk import AirflowFailException
+
+from airflow_provider_kling import batch, batch_ledger, submission
+from airflow_provider_kling import ledger as ledger_module
+from airflow_provider_kling.airflow_versions import AIRFLOW_V_3_3_PLUS
+from airflow_provider_kling.delivery import Delivery
+from airflow_provider_kling.emulator import KlingEmulator
+from airflow_provider_kling.hooks.kling import KlingHook
+from airflow_provider_kling.ledger import LedgerError
+from airflow_provider_kling.operators.batch import KlingGenerateVideoBatchOperator
+from tests.media import draw_image
+from tests.task_runs import TaskInstance, TaskRun, TaskStateStore, run_task
+
+pytestmark = pytest.mark.kling_emulator(latency=0.05)
+
+
+class Killed(BaseException):
+    """What ``kill -9`` is to the code: nothing after it runs, no handler sees it."""
+
+
+class Batch:
+    """One task instance that makes a list, attempt after attempt, with a ledger of either kind."""
+
+    def __init__(self, kind: str, folder: Path, deferrable: bool) -> None:
+        self.kind, self.folder, self.deferrable = kind, folder, deferrable
+        self.store = TaskStateStore()
+
+    def operator(self, **arguments: Any) -> KlingGenerateVideoBatchOperator:
+        defaults = {
+            "task_id": "make",
+            "requests": ["kite 0", "kite 1", "kite 2", "kite 3"],
+            "duration": 3,
+            "max_in_flight": 2,
+            "poll_interval": 0.05,
+            "timeout": 20,
+            "deferrable": self.deferrable,
+            "ledger_path": str(self.folder / "ledger") if self.kind == "file" else None,
+        }
+        return KlingGenerateVideoBatchOperator(**(defaults | arguments))
+
+    def attempt(self, ti: TaskInstance | None = None, **arguments: Any) -> TaskRun:
+        context = {"task_state_store": self.store} if self.kind == "task state" else {}
+        return run_task(lambda: self.operator(**arguments), ti=ti, context=context)
+
+    def pages(self) -> list[dict[str, Any]]:
+        if self.kind == "file":
+            found = (self.folder / "ledger").rglob("*.????.json")
+            return [json.loads(path.read_text()) for path in sorted(found)]
+        return [self.store.values[key] for key in sorted(self.store.values)]
+
+    def records(self) -> dict[str, dict[str, Any]]:
+        return {name: its for page in self.pages() for name, its in page["videos"].items()}
+
+
+@pytest.fixture(
+    params=[
+        "file",
+        pytest.param(
+            "task state",
+            marks=pytest.mark.skipif(not AIRFLOW_V_3_3_PLUS, reason="Airflow before 3.3 has no such store"),
+        ),
+    ]
+)
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(params=[False, True], ids=["on the worker", "deferred"])
+def task(request: pytest.FixtureRequest, kind: str, tmp_path: Path) -> Batch:
+    return Batch(kind, tmp_path, request.param)
+
+
+@pytest.fixture(autouse=True)
+def no_grace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Count a POST of another attempt as answered or lost at once, unless a test is about that wait."""
+    monkeypatch.setattr(submission, "GRACE_MARGIN", -1000.0)
+
+
+def prompts_paid(emulator: KlingEmulator) -> Counter[str]:
+    ids = {each.task_id for each in emulator.ledger.paid()}
+    return Counter(str(each.body["prompt"]) for each in emulator.ledger.tasks() if each.task_id in ids)
+
+
+def kill_at(monkeypatch: pytest.MonkeyPatch, target: Any, name: str, nth: int, *, after: bool) -> None:
+    """Kill the process right before or right after the n-th time that a function does its work, once."""
+    original = getattr(target, name)
+    calls = itertools.count(1)
+
+    def dying(*args: Any, **kwargs: Any) -> Any:
+        if next(calls) != nth:
+            return original(*args, **kwargs)
+        monkeypatch.setattr(target, name, original)
+        if after:
+            original(*args, **kwargs)
+        raise Killed
+
+    monkeypatch.setattr(target, name, dying)
+
+
+STEPS = [
+    (batch_ledger.BatchLedger, "begin"),
+    (ledger_module.Ledger, "intend"),
+    (KlingHook, "submit"),
+    (ledger_module.Ledger, "submitted"),
+    (batch_ledger.BatchLedger, "write_record"),
+    (batch_ledger.BatchLedger, "flush"),
+    (batch_ledger.BatchLedger, "end"),
+    (Delivery, "store"),
+    (Delivery, "complete"),
+    (batch.Batch, "_settle"),
+    (batch.Batch, "_finish"),
+]
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize(("target", "name"), STEPS, ids=[name for _, name in STEPS])
+@pytest.mark.parametrize("nth", [1, 3])
+def test_killed_at_any_step_the_next_attempts_pay_only_for_what_is_not_paid_for(
+    task: Batch,
+    kling_emulator: KlingEmulator,
+    monkeypatch: pytest.MonkeyPatch,
+    target: Any,
+    name: str,
+    nth: int,
+    after: bool,
+) -> None:
+    with monkeypatch.context() as patched:
+        kill_at(patched, target, name, nth, after=after)
+        try:
+            task.attempt()
+            was_killed = False
+        except Killed:
+            was_killed = True
+    run = task.attempt()
+
+    paid = prompts_paid(kling_emulator)
+    assert max(paid.values()) == 1, "paid twice"
+    told = run.result or run.ti.xcoms["return_value"]
+    missing = [its for its in told["results"] if its["outcome"] != "completed"]
+    assert len(missing) <= int(was_killed), "a kill leaves the outcome of one submission unknown at most"
+    for its in missing:
+        assert (its["outcome"], its["reason"]) == ("unresolved", "unknown_submission")
+    if not missing:
+        assert paid == {"kite 0": 1, "kite 1": 1, "kite 2": 1, "kite 3": 1}
+    else:
+        assert isinstance(run.error, AirflowFailException)
+
+
+def test_a_retry_finds_what_is_paid_for_in_a_list_that_changed_its_order(
+    task: Batch, kling_emulator: KlingEmulator
+) -> None:
+    kling_emulator.inject("fail", prompt="kite 1", fail_code="UPSTREAM_FAILED")
+    first = task.attempt()
+    assert first.error is not None
+    again = task.attempt(requests=["kite 3", "kite 1", "kite 2", "kite 0"]).value()
+
+    before = {its["index"]: its["task_id"] for its in first.ti.xcoms["return_value"]["results"]}
+    after = [its["task_id"] for its in again["results"]]
+    assert [after[3], after[2], after[0]] == [before[0], before[2], before[3]]
+    assert prompts_paid(kling_emulator) == {"kite 0": 1, "kite 1": 1, "kite 2": 1, "kite 3": 1}
+    assert len(kling_emulator.ledger.creates()) == 5
+
+
+def test_equal_items_are_different_videos_and_a_retry_tells_them_apart(
+    task: Batch, kling_emulator: KlingEmulator
+) -> None:
+    kling_emulator.inject("fail", prompt="kite", fail_code="UPSTREAM_FAILED", skip=1)
+    first = task.attempt(requests=["kite", "kite", "kite"])
+    assert first.error is not None
+    again = task.attempt(requests=["kite", "kite", "kite"]).value()
+
+    assert len({its["task_id"] for its in again["results"]}) == 3
+    assert prompts_paid(kling_emulator) == {"kite": 3}
+    assert len(kling_emulator.ledger.creates()) == 4
+
+
+def test_a_list_that_is_done_is_not_asked_for_again_and_its_files_are_not_fetched_again(
+    task: Batch, kling_emulator: KlingEmulator
+) -> None:
+    films = str(task.folder / "films")
+    first = task.attempt(output_path=films).value()
+    before = len(kling_emulator.ledger.requests())
+    again = task.attempt(output_path=films).value()
+
+    assert again["results"] == first["results"]
+    assert len(kling_emulator.ledger.requests()) == before, "what is there need not be asked for"
+
+
+def test_a_file_that_was_lost_is_fetched_again_and_nothing_is_bought(
+    task: Batch, kling_emulator: KlingEmulator
+) -> None:
+    films = str(task.folder / "films")
+    first = task.attempt(output_path=films).value()
+    lost = Path(first["results"][2]["path"])
+    lost.unlink()
+    assert task.attempt(output_path=films).value()["results"][2]["path"] == str(lost)
+    assert lost.exists()
+    assert len(kling_emulator.ledger.creates()) == 4
+
+
+def test_a_longer_list_buys_only_what_is_new(task: Batch, kling_emulator: KlingEmulator) -> None:
+    task.attempt().value()
+    task.attempt(requests=["kite 4", *(f"kite {index}" for index in range(4))]).value()
+    assert prompts_paid(kling_emulator) == {f"kite {index}": 1 for index in range(5)}
+    assert len(kling_emulator.ledger.creates()) == 5
+
+
+def test_a_lost_answer_leaves_one_video_out_and_says_how_to_look(
+    task: Batch, kling_emulator: KlingEmulator
+) -> None:
+    kling_emulator.inject("lost_answer", call="create", skip=1)
+    for _ in range(2):
+        run = task.attempt()
+        assert isinstance(run.error, AirflowFailException)
+        results = run.ti.xcoms["return_value"]["results"]
+        assert [its["outcome"] for its in results] == ["completed", "unresolved", "completed", "completed"]
+        assert "records" in results[1]["error"]
+        assert "requests[1] (unknown_submission)" in str(run.error)
+    assert len(kling_emulator.ledger.creates()) == 4
+
+
+def test_a_lost_answer_is_asked_for_again_where_the_author_wants_that(
+    task: Batch, kling_emulator: KlingEmulator
+) -> None:
+    kling_emulator.inject("lost_answer", call="create", skip=1)
+    first = task.attempt(on_unknown_submission="resubmit")
+    assert first.error is not None
+    assert not isinstance(first.error, AirflowFailException)
+    task.attempt(on_unknown_submission="resubmit").value()
+    assert len(kling_emulator.ledger.creates()) == 5
+
+
+def test_after_several_lost_answers_in_a_row_no_more_are_sent(
+    task: Batch, kling_emulator: KlingEmulator
+) -> None:
+    kling_emulator.inject("lost_answer", call="create", times="always")
+    run = task.attempt(requests=[f"kite {index}" for index in range(9)])
+    assert len(kling_emulator.ledger.creates()) == batch.MAX_UNKNOWN_IN_A_ROW
+    assert run.ti.xcoms["return_value"]["not_submitted"] == 6
+
+
+def test_a_superseded_attempt_sends_nothing(task: Batch, kling_emulator: KlingEmulator) -> None:
+    """The frozen one comes back in the middle of its list, after the next one has begun."""
+    if task.kind == "task state":
+
+        def supersede() -> None:
+            task.store.is_superseded = True
+    else:
+
+        def supersede() -> None:
+            (claims,) = {path.parent for path in (task.folder / "ledger").rglob("000001.json")}
+            (claims / "000002.json").write_text('{"owner": "the next attempt"}')
+
+    original, calls = KlingHook.submit, itertools.count(1)
+
+    def submit(self: KlingHook, *args: Any, **kwargs: Any) -> Any:
+        answer = original(self, *args, **kwargs)
+        if next(calls) == 2:
+            supersede()
+        return answer
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(KlingHook, "submit", submit)
+        patched.setattr(ledger_module.Ledger, "write_tries", 1)
+        run = task.attempt(max_in_flight=4)
+    assert isinstance(run.error, LedgerError)
+    assert len(kling_emulator.ledger.creates()) == 2
+
+
+def test_what_a_frozen_attempt_learns_late_is_not_lost(tmp_path: Path, kling_emulator: KlingEmulator) -> None:
+    """Its pages are its own, so that it neither spoils what the next attempt writes, nor is spoilt by that."""
+    task = Batch("file", tmp_path, False)
+    task.attempt(requests=["kite 0"]).value()
+    (page,) = (tmp_path / "ledger").rglob("000001.0000.json")
+    late = page.read_text()
+    page.write_text(late.replace('"completed"', '"intent"', 1))
+    task.attempt(requests=["kite 0"])
+    page.write_text(late)
+    task.attempt(requests=["kite 0"]).value()
+    assert len(kling_emulator.ledger.creates()) == 1
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (lambda text: text[: len(text) // 2], "ledger"),
+        (lambda text: text.replace('"version": 1', '"version": 2'), "version 2"),
+        (lambda text: text.replace('"dag_id": "dag"', '"dag_id": "other"'), "other"),
+    ],
+    ids=["cut short", "another version", "another task"],
+)
+def test_a_page_that_cannot_be_used_is_left_alone_and_nothing_is_sent(
+    tmp_path: Path, kling_emulator: KlingEmulator, damage: Callable[[str], str], told: str
+) -> None:
+    task = Batch("file", tmp_path, False)
+    task.attempt().value()
+    (page,) = (tmp_path / "ledger").rglob("000001.0000.json")
+    damaged = damage(page.read_text())
+    page.write_text(damaged)
+    run = task.attempt()
+    assert isinstance(run.error, (LedgerError, AirflowFailException))
+    assert told in str(run.error)
+    assert page.read_text() == damaged
+    assert len(kling_emulator.ledger.creates()) == 4
+
+
+@pytest.mark.skipif(not AIRFLOW_V_3_3_PLUS, reason="Airflow before 3.3 has no such store")
+def test_a_ledger_out_of_reach_sends_nothing_and_may_be_retried(
+    tmp_path: Path, kling_emulator: KlingEmulator
+) -> None:
+    task = Batch("task state", tmp_path, True)
+    task.store.is_down = True
+    assert isinstance(task.attempt().error, LedgerError)
+    assert kling_emulator.ledger.creates() == []
+    task.store.is_down = False
+    task.attempt().value()
+    assert len(kling_emulator.ledger.creates()) == 4
+
+
+def test_without_a_ledger_a_retry_that_would_buy_again_is_not_made(
+    tmp_path: Path, kling_emulator: KlingEmulator
+) -> None:
+    kling_emulator.inject("fail", prompt="kite 1", fail_code="UPSTREAM_FAILED")
+    task = Batch("none", tmp_path, True)
+    run = task.attempt()
+    assert isinstance(run.error, AirflowFailException)
+    assert "a retry would buy all of them again" in str(run.error)
+    assert run.ti.xcoms["return_value"]["completed"] == 3
+
+
+def test_a_reference_that_is_gone_does_not_lose_the_video_it_was_uploaded_for(
+    task: Batch, kling_emulator: KlingEmulator
+) -> None:
+    picture = draw_image(task.folder / "anna.png")
+    requests = ["kite 0", {"prompt": "<<<image_1>>>", "image_list": [str(picture)]}]
+    first = task.attempt(requests=requests).value()
+    picture.unlink()
+    again = task.attempt(requests=requests).value()
+    assert [its["task_id"] for its in again["results"]] == [its["task_id"] for its in first["results"]]
+    assert len(kling_emulator.ledger.creates()) == 2
+
+
+def test_many_videos_fill_several_pages_of_a_size_that_airflow_takes(
+    tmp_path: Path, kling_emulator: KlingEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch_ledger, "PAGE_ENTRIES", 20)
+    monkeypatch.setattr(batch_ledger, "PAGE_BYTES", 9000)
+    task = Batch("file", tmp_path, True)
+    arguments: dict[str, Any] = {
+        "requests": [f"kite {index}" for index in range(45)],
+        "max_in_flight": 20,
+        "output_path": str(tmp_path / "films"),
+    }
+    task.attempt(**arguments).value()
+    sizes = [len(json.dumps(page)) for page in task.pages()]
+    assert len(sizes) > 3
+    assert max(sizes) <= 9000
+    task.attempt(**arguments).value()
+    assert len(kling_emulator.ledger.creates()) == 45
