@@ -230,7 +230,7 @@ def _amount(value: Any) -> Decimal | None:
         amount = Decimal(str(value))
     except InvalidOperation:
         return None
-    return amount if amount.is_finite() and abs(amount) <= _MOST_MONEY else None
+    return amount if amount.is_finite() and -_MOST_MONEY <= amount <= _MOST_MONEY else None
 
 
 def _time(value: Any) -> pendulum.DateTime | None:

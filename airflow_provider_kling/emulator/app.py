@@ -403,7 +403,8 @@ def _file_answer(request: web.Request, path: Path, media_type: str, task_id: str
     """Return a file, or the range of it that is asked for, as an answer that can be broken."""
     content = path.read_bytes()
     about = path.stat()
-    etag = f'"{about.st_mtime_ns:x}-{about.st_size:x}"'  # as aiohttp makes it for an answer that nothing breaks
+    # As aiohttp makes it for an answer that nothing breaks.
+    etag = f'"{about.st_mtime_ns:x}-{about.st_size:x}"'
     headers: dict[str, str] = {hdrs.ACCEPT_RANGES: "bytes", hdrs.ETAG: etag}
     if hdrs.RANGE not in request.headers or request.headers.get(hdrs.IF_RANGE, etag) != etag:
         return _Answer(200, content, media_type, headers, task_id)

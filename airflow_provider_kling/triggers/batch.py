@@ -12,6 +12,7 @@ from airflow.providers.common.compat.sdk import AirflowConfigException
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from airflow_provider_kling.config import max_failed_queries
+from airflow_provider_kling.triggers.ended import state_if_ended
 from airflow_provider_kling.triggers.watch import watching
 from airflow_provider_kling.waiting import MAX_FAILURES, NOTE_INTERVAL, Outcome, Over, Waiting
 
@@ -74,6 +75,17 @@ class KlingVideosTrigger(BaseTrigger):
         self.log.info("%d of %d videos are over; the task goes on.", len(over), len(self.videos))
         payload = {"over": {kling_task_id: outcome.value for kling_task_id, outcome in over.items()}}
         yield TriggerEvent(payload | {"state": self.state})  # type: ignore[no-untyped-call]
+
+    async def on_kill(self) -> None:
+        """Say what becomes of the videos where a person ended the deferred task (Airflow 3.3 and later)."""
+        state = await state_if_ended(self.task_instance)
+        if state is not None:
+            self.log.warning(
+                "The Airflow task was ended (%s), but the service has no cancel: these Kling tasks go on and will be "
+                "billed when they are completed: %s.",
+                state,
+                ", ".join(str(kling_task_id) for kling_task_id, *_ in self.videos),
+            )
 
     async def _wait(self) -> dict[str, Outcome]:
         over: dict[str, Outcome] = {}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
@@ -13,12 +12,9 @@ from airflow.providers.common.compat.sdk import AirflowConfigException
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from airflow_provider_kling.config import max_failed_queries
+from airflow_provider_kling.triggers.ended import state_if_ended
 from airflow_provider_kling.triggers.watch import watching
 from airflow_provider_kling.waiting import MAX_FAILURES, WaitEvent, Waiting
-
-ON_KILL_SECONDS = 28.0
-"""How long Airflow is asked for the task's state; a triggerer's first such question takes seconds."""
-_ENDED = ("failed", "success", "skipped")
 
 
 class KlingVideoTrigger(BaseTrigger):
@@ -132,24 +128,14 @@ class KlingVideoTrigger(BaseTrigger):
         Airflow also calls this where the trigger moves to another triggerer or the task is resumed, so the
         task's state decides, and where that cannot be learnt nothing is said.
         """
-        with suppress(Exception):
-            state = await asyncio.wait_for(asyncio.to_thread(self._airflow_state), ON_KILL_SECONDS)
-            if state in _ENDED:
-                self.log.warning(
-                    "The Airflow task was ended (%s), but the service has no cancel: Kling task %s goes on and will be "
-                    "billed when it is completed.",
-                    state,
-                    self.kling_task_id,
-                )
-
-    def _airflow_state(self) -> str | None:
-        from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
-
-        ti: Any = self.task_instance
-        states = RuntimeTaskInstance.get_task_states(
-            dag_id=ti.dag_id, task_ids=[ti.task_id], run_ids=[ti.run_id], map_index=ti.map_index
-        )
-        return next(iter(states.get(ti.run_id, {}).values()), None)
+        state = await state_if_ended(self.task_instance)
+        if state is not None:
+            self.log.warning(
+                "The Airflow task was ended (%s), but the service has no cancel: Kling task %s goes on and will be "
+                "billed when it is completed.",
+                state,
+                self.kling_task_id,
+            )
 
     def _max_failures(self) -> int:
         try:

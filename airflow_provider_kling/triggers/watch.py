@@ -48,12 +48,15 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+SLOT = 0.25
+"""Seconds between two times at which queries begin to be made. Those of a slot share the event loop's wake-ups, which
+cost more than what is done in them; a video is noticed an eighth of a second later for it, on average."""
 TICK = 0.01
-"""Seconds between two times at which queries are started, at the least."""
+"""Seconds between two times at which queries of one slot are started, at the least."""
 STARTS_A_TICK = 20
 """Queries started at a time: each takes the event loop a fraction of a millisecond, a new TLS connection more."""
-CREDIT = 0.05
-"""Seconds' worth of queries that may be made up for where the event loop was held up."""
+CREDIT = SLOT
+"""Seconds' worth of queries that may be made at once: those of a slot, or where the event loop was held up."""
 RECOVERY = 60.0
 """Seconds from a standstill back to the full rate, once the service turned queries away."""
 SLOWEST = 1 / 50
@@ -253,14 +256,17 @@ class Watch:
             heapq.heappop(self._due)
         while self._deadlines and self._deadlines[0][2].is_over:
             heapq.heappop(self._deadlines)
+        now = time.time()
         at = math.inf
         if self._due:
             at = max(self._due[0][0], self._pace.free_at)
+            if at > now:
+                at = math.ceil(at / SLOT) * SLOT
         if self._deadlines:
             at = min(at, self._deadlines[0][0])
         if math.isinf(at):
             return
-        when = self._loop.time() + max(TICK, at - time.time())
+        when = self._loop.time() + max(TICK, at - now)
         if self._timer is not None:
             if self._timer.when() <= when:
                 return
