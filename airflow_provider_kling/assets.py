@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from airflow.providers.common.compat.sdk import Asset, AssetAlias
+from airflow.providers.common.compat.sdk import AirflowSkipException, Asset, AssetAlias
 
 from airflow_provider_kling.exceptions import going_on
 
@@ -83,6 +83,20 @@ def tell_outlets_of_many(
                     events[outlet].add(Asset(uri), extra=dict(extra))
             else:
                 events[outlet].extra = dict(told)
+
+
+def after_rehearsal(context: Context, outlets: Sequence[Any], result: dict[str, Any]) -> dict[str, Any]:
+    """
+    Return what a dry run tells, and leave the task's outlets as they are.
+
+    :param result: what goes to XCom.
+    :raises AirflowSkipException: where there are outlets: Airflow updates those of each task that succeeds, and there
+        is nothing new.
+    """
+    if not outlets:
+        return result
+    context["ti"].xcom_push(key="return_value", value=result)
+    raise AirflowSkipException("This was a dry run, so the outlets are not updated")
 
 
 def _outlets(outlets: Sequence[Any]) -> Iterator[Any]:

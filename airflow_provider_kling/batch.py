@@ -65,8 +65,9 @@ if TYPE_CHECKING:
 
 SIDE_BY_SIDE = 8
 """How many videos are asked for, stored, or asked for their cost at a time on a worker."""
-LEAST_DEFERRAL = 2.0
-"""Seconds for which a task is deferred at the least."""
+LEAST_DEFERRAL = 10.0
+"""Seconds for which a task is deferred before it asks for more. A task that comes back within a few seconds of leaving
+its worker can meet the executor's own event for that, and is failed by a scheduler that has other things to do."""
 MAX_UNKNOWN_IN_A_ROW = 3
 """Submissions of unknown outcome in a row after which no more are made: each may be billed."""
 
@@ -213,8 +214,6 @@ class Batch:
         :raises KlingError: where the task fails.
         """
         self._check_form()
-        if self._operator.is_dry_run:
-            return self._rehearse()
         if len(self._items) > MOST_IN_XCOM and self._results_at is None:
             raise KlingError(
                 f"The outcome of {len(self._items)} videos is too much for XCom, which takes {MOST_IN_XCOM}",
@@ -273,30 +272,14 @@ class Batch:
             self._settle(self._ask(over))
             return self._go_on()
 
-    @contextlib.contextmanager
-    def _never_buying_again(self) -> Iterator[None]:
-        """Let no retry buy what is paid for where nobody will know that it is."""
-        try:
-            yield
-        except KlingError as error:
-            is_any_paid = any(entry.kling_task_id for entry in self._entries.values())
-            if not self._ledger.is_kept and error.retryable and (is_any_paid or self._state.known):
-                error.retryable = False
-                error.next_step += (
-                    " What this attempt asked for is not remembered, so a retry would buy it again and is not made. "
-                    "The Kling task ids are in the log."
-                )
-            raise
+    def rehearse(self) -> dict[str, Any]:
+        """
+        Do all that comes before the first submit, and stop there.
 
-    # Before anything is paid
-
-    def _check_form(self) -> None:
-        if faults := faults_of(self._items, self._operator.output_conn_id):
-            raise InvalidRequestError(faults)
-        for output_path in {item.output_path for item in self._items}:
-            self._delivery(output_path).check()
-
-    def _rehearse(self) -> dict[str, Any]:
+        :return: what goes to XCom.
+        :raises KlingError: where nothing would be asked for.
+        """
+        self._check_form()
         self._check_references(range(len(self._items)))
         most = check_budget(self._costs(range(len(self._items))), self._operator.max_cost_usd)
         if self._operator.check_balance:
@@ -321,6 +304,36 @@ class Batch:
             "results": results if len(results) <= MOST_IN_XCOM else None,
             "results_path": None,
         }
+
+    @property
+    def kling_task_ids(self) -> list[str]:
+        """What this attempt has asked for or taken up, and what earlier ones paid for, in the list's order."""
+        entries = sorted(self._entries.values(), key=lambda entry: entry.index)
+        return [entry.kling_task_id for entry in entries if entry.kling_task_id is not None]
+
+    @contextlib.contextmanager
+    def _never_buying_again(self) -> Iterator[None]:
+        """Let no retry buy what is paid for where nobody will know that it is."""
+        try:
+            yield
+        except KlingError as error:
+            is_any_paid = bool(self.kling_task_ids or self._state.known)
+            if not self._ledger.is_kept and error.retryable and is_any_paid:
+                error.retryable = False
+                error.next_step += (
+                    " What this attempt asked for is not remembered, so a retry would buy it again and is not made. "
+                    "The Kling task ids are in the log."
+                )
+            raise
+
+    # Before anything is paid
+
+    def _check_form(self) -> None:
+        if faults := faults_of(self._items, self._operator.output_conn_id):
+            raise InvalidRequestError(faults)
+        # The document with the results lies beside the common place, whatever places the items name.
+        for output_path in {self._operator.output_path or None, *(item.output_path for item in self._items)}:
+            self._delivery(output_path).check()
 
     def _find_entries(self) -> None:
         faults = []
@@ -556,7 +569,6 @@ class Batch:
         more = bool(self._to_do()) and self._state.stopped is None
         wake_at = None
         if more and len(flying) < self._state.room:
-            # A trigger that fires at once can meet the scheduler still busy with the deferral.
             wake_at = max(self._state.not_before, now + LEAST_DEFERRAL)
         if self._operator.deferrable:
             self._defer(flying, enough=(len(flying) + 1) // 2 if more else len(flying), wake_at=wake_at)

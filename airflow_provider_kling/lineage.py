@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -23,26 +23,25 @@ def lineage(asked: Asked | None, files: Sequence[StoredFile]) -> OperatorLineage
     :param asked: what was asked for, None where that is not known.
     :param files: where the video was stored.
     """
+    return lineage_of_many([asked.request] if asked else (), [file.uri for file in files])
+
+
+def lineage_of_many(requests: Iterable[Mapping[str, Any]], uris: Iterable[str]) -> OperatorLineage[Any, Any]:
+    """
+    Return the inputs and outputs of a task that made many videos; what several of them share is told once.
+
+    :param requests: what was asked for, in the service's form.
+    :param uris: of the stored files.
+    """
     # Airflow calls those methods only where the provider for OpenLineage is installed.
     from airflow.providers.common.compat.openlineage.facet import Dataset
     from airflow.providers.openlineage.extractors import OperatorLineage
 
+    references = (reference for request in requests for reference in _references(request))
     return OperatorLineage(
-        inputs=[Dataset(*names) for names in _named(_references(asked.request if asked else {}))],
-        outputs=[Dataset(*names) for names in _named(file.uri for file in files)],
+        inputs=[Dataset(*names) for names in dict.fromkeys(_named(references))],
+        outputs=[Dataset(*names) for names in dict.fromkeys(_named(uris))],
     )
-
-
-def lineage_of_files(uris: Sequence[str]) -> OperatorLineage[Any, Any]:
-    """
-    Return what a task tells that made many videos: only its outputs.
-
-    :param uris: of the stored files.
-    """
-    from airflow.providers.common.compat.openlineage.facet import Dataset
-    from airflow.providers.openlineage.extractors import OperatorLineage
-
-    return OperatorLineage(inputs=[], outputs=[Dataset(*names) for names in _named(iter(uris))])
 
 
 def _references(request: Mapping[str, Any]) -> Iterator[str]:
@@ -53,7 +52,7 @@ def _references(request: Mapping[str, Any]) -> Iterator[str]:
                 yield value
 
 
-def _named(references: Iterator[str]) -> Iterator[tuple[str, str]]:
+def _named(references: Iterable[str]) -> Iterator[tuple[str, str]]:
     """Name each by OpenLineage's naming: a bucket or host and what lies in it; a local file and its path."""
     for reference in references:
         try:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
+
+from airflow.providers.common.compat.sdk import AirflowFailException
 
 from airflow_provider_kling.api.errors import (
     DownloadError,
@@ -21,6 +24,10 @@ if TYPE_CHECKING:
     from airflow_provider_kling.delivery import Delivery
     from airflow_provider_kling.submission import Obtained, Submission
     from airflow_provider_kling.waiting import Over
+
+
+MOST_IDS_NAMED = 10
+"""Task ids that one error names. The log has all of them."""
 
 
 class Settlement:
@@ -128,6 +135,40 @@ class Settlement:
             )
         self._log.warning("%s. It is asked for and billed again (on_expired_result='resubmit').", what)
         self._submission.release(obtained)
+
+
+def keep_from_buying_again(
+    error: BaseException, kling_task_ids: Sequence[str], *, is_kept: bool, log: Any
+) -> None:
+    """
+    Let no error of another kind than ours lead to a retry that would buy videos again.
+
+    :param error: what ends the attempt.
+    :param kling_task_ids: what the attempt has asked for or taken up.
+    :param is_kept: whether the next attempt will know of them.
+    :param log: where to tell about it.
+    :raises AirflowFailException: in the place of the error, where there may be no retry.
+    """
+    if not kling_task_ids:
+        return
+    if len(kling_task_ids) == 1:
+        what = f"Kling task {kling_task_ids[0]} goes on, and will be billed when it is completed"
+        retry = "A retry attaches to it again and buys nothing."
+        why_not = not_remembered(kling_task_ids[0])
+    else:
+        named = ", ".join(kling_task_ids[:MOST_IDS_NAMED])
+        if (more := len(kling_task_ids) - MOST_IDS_NAMED) > 0:
+            named += f" and {more} more, whose ids are in the log"
+        what = f"The Kling tasks of this attempt go on, and each is billed when it is completed: {named}"
+        retry = "A retry takes up what is paid for and asks only for what is not."
+        why_not = (
+            "These submissions are not remembered, so a retry would buy them again and is not made. Store them with "
+            "KlingDownloadVideoOperator, mapped over these task ids."
+        )
+    if is_kept:
+        log.error("%s. %s", what, retry)
+        return
+    raise AirflowFailException(f"{type(error).__name__}: {error}. {what}. {why_not}") from error
 
 
 def not_remembered(kling_task_id: str) -> str:

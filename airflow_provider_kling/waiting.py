@@ -40,6 +40,8 @@ DEFER_NET = timedelta(minutes=10)
 """How long after the deadline the net behind a deferral lies."""
 NOTE_INTERVAL = 60.0
 """Seconds between two log lines about a task whose state does not change."""
+EXECUTION_TIMEOUT_MARGIN = 10.0
+"""Seconds, at most a tenth of ``execution_timeout``, by which a wait ends before Airflow would end it."""
 
 
 class Outcome(StrEnum):
@@ -51,6 +53,20 @@ class Outcome(StrEnum):
     LOST_CONTACT = "lost_contact"
     REFUSED = "refused"
     NO_RESULT = "no_result"
+
+
+def end_of_attempt(execution_timeout: timedelta | None, *, now: float) -> float:
+    """
+    Return when an attempt stops waiting by itself, epoch seconds; infinity where nothing limits it.
+
+    :param execution_timeout: Airflow's limit for the attempt.
+    :param now: when the attempt begins, epoch seconds.
+    """
+    if not execution_timeout:
+        return math.inf
+    # Airflow's own clock started earlier, and what it does at the end tells nobody of the video.
+    seconds = execution_timeout.total_seconds()
+    return now + seconds - min(EXECUTION_TIMEOUT_MARGIN, seconds / 10)
 
 
 @dataclass(frozen=True)

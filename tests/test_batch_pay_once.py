@@ -21,7 +21,10 @@ from airflow_provider_kling.hooks.kling import KlingHook
 from airflow_provider_kling.ledger import LedgerError
 from airflow_provider_kling.operators.batch import KlingGenerateVideoBatchOperator
 from tests.media import draw_image
+from tests.s3 import S3Server, s3_endpoint, s3_server
 from tests.task_runs import TaskInstance, TaskRun, TaskStateStore, run_task
+
+__all__ = ["s3_endpoint", "s3_server"]
 
 pytestmark = pytest.mark.kling_emulator(latency=0.05)
 
@@ -369,3 +372,102 @@ def test_many_videos_fill_several_pages_of_a_size_that_airflow_takes(
     assert max(sizes) <= 9000
     task.attempt(**arguments).value()
     assert len(kling_emulator.ledger.creates()) == 45
+
+
+class OnS3(Batch):
+    """One task instance whose ledger, videos and results lie on object storage."""
+
+    def __init__(self, server: S3Server, folder: Path, deferrable: bool) -> None:
+        super().__init__("object storage", folder, deferrable)
+        self.server = server
+
+    def attempt(self, ti: TaskInstance | None = None, **arguments: Any) -> TaskRun:
+        places = {"ledger_path": self.server.uri("ledger"), "output_path": self.server.uri("films")}
+        return super().attempt(ti, **(places | arguments))
+
+
+@pytest.fixture(params=[False, True], ids=["on the worker", "deferred"])
+def on_s3(request: pytest.FixtureRequest, s3_server: S3Server, tmp_path: Path) -> OnS3:
+    return OnS3(s3_server, tmp_path, request.param)
+
+
+def test_on_object_storage_a_retry_buys_only_what_is_not_paid_for(
+    on_s3: OnS3, kling_emulator: KlingEmulator
+) -> None:
+    kling_emulator.inject("fail", prompt="kite 1", fail_code="UPSTREAM_FAILED")
+    first = on_s3.attempt()
+    assert first.error is not None
+    again = on_s3.attempt().value()
+
+    before = first.ti.xcoms["return_value"]["results"]
+    for index in (0, 2, 3):
+        assert again["results"][index]["task_id"] == before[index]["task_id"]
+    assert prompts_paid(kling_emulator) == {f"kite {index}": 1 for index in range(4)}
+    assert len(kling_emulator.ledger.creates()) == 5
+
+    requests = len(kling_emulator.ledger.requests())
+    assert on_s3.attempt().value() == again
+    assert len(kling_emulator.ledger.requests()) == requests, "what is there need not be asked for"
+
+    name = again["results_path"].partition(f"@{on_s3.server.bucket}/")[2]
+    assert name.startswith("films/")
+    document = json.loads(on_s3.server.content(name))
+    assert document["results"] == again["results"]
+    for its in document["results"]:
+        assert its["path"].partition(f"@{on_s3.server.bucket}/")[2] in on_s3.server.names()
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize(
+    ("target", "name"),
+    [
+        (ledger_module.FileLedgerStore, "write_file"),
+        (KlingHook, "submit"),
+        (batch_ledger.BatchLedger, "flush"),
+        (Delivery, "store"),
+        (batch.Batch, "_finish"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+@pytest.mark.parametrize("nth", [1, 3])
+def test_killed_on_object_storage_the_next_attempts_pay_only_for_what_is_not_paid_for(
+    s3_server: S3Server,
+    tmp_path: Path,
+    kling_emulator: KlingEmulator,
+    monkeypatch: pytest.MonkeyPatch,
+    target: Any,
+    name: str,
+    nth: int,
+    after: bool,
+) -> None:
+    task = OnS3(s3_server, tmp_path, True)
+    with monkeypatch.context() as patched:
+        kill_at(patched, target, name, nth, after=after)
+        try:
+            task.attempt()
+            was_killed = False
+        except Killed:
+            was_killed = True
+    run = task.attempt()
+
+    paid = prompts_paid(kling_emulator)
+    assert max(paid.values()) == 1, "paid twice"
+    told = run.result or run.ti.xcoms["return_value"]
+    missing = [its["reason"] for its in told["results"] if its["outcome"] != "completed"]
+    assert missing in ([], ["unknown_submission"] if was_killed else [])
+    if not missing:
+        assert paid == {f"kite {index}": 1 for index in range(4)}
+
+
+def test_without_an_output_path_the_results_lie_in_the_ledgers_directory_on_object_storage(
+    on_s3: OnS3, kling_emulator: KlingEmulator
+) -> None:
+    requests = [f"kite {index}" for index in range(101)]
+    told = on_s3.attempt(requests=requests, max_in_flight=60, output_path=None).value()
+    assert told["results"] is None
+    name = told["results_path"].partition(f"@{on_s3.server.bucket}/")[2]
+    assert name.startswith("ledger/")
+    assert [its["index"] for its in json.loads(on_s3.server.content(name))["results"]] == list(range(101))
+
+    on_s3.attempt(requests=requests, max_in_flight=60, output_path=None).value()
+    assert len(kling_emulator.ledger.creates()) == 101

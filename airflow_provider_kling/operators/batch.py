@@ -11,29 +11,43 @@ from decimal import Decimal
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
-from airflow.providers.common.compat.sdk import AirflowFailException, BaseOperator, conf
+from airflow.providers.common.compat.sdk import (
+    AirflowFailException,
+    AirflowTaskTimeout,
+    BaseOperator,
+    conf,
+)
 
-from airflow_provider_kling import config
-from airflow_provider_kling.api.errors import InvalidRequestError
+from airflow_provider_kling import config, metrics
+from airflow_provider_kling.api.errors import InvalidRequestError, KlingError
 from airflow_provider_kling.api.request import DEFAULT_MODEL
-from airflow_provider_kling.arguments import one_of, output_at, seconds_above_zero, text_of
+from airflow_provider_kling.arguments import (
+    is_made_from_mapped,
+    one_of,
+    output_at,
+    seconds_above_zero,
+    text_of,
+)
+from airflow_provider_kling.assets import after_rehearsal, tell_outlets_of_many
 from airflow_provider_kling.batch_requests import ITEM_FIELDS, REQUEST_FIELDS, literal_faults, read_items
-from airflow_provider_kling.batch_result import FailOn, paths_in, summary
+from airflow_provider_kling.batch_result import FailOn, VideosFailedError, paths_in, summary
 from airflow_provider_kling.budget import usd
 from airflow_provider_kling.exceptions import raising_to_airflow
 from airflow_provider_kling.hooks.kling import KlingHook
 from airflow_provider_kling.hooks.settings import DEFAULT_CONN_ID
 from airflow_provider_kling.ledger import SubmissionKey
-from airflow_provider_kling.lineage import lineage_of_files
+from airflow_provider_kling.lineage import lineage_of_many
 from airflow_provider_kling.output_path import Coordinates, uri_of
+from airflow_provider_kling.settlement import keep_from_buying_again
 from airflow_provider_kling.submission import OnExpiredResult, OnUnknownSubmission
-from airflow_provider_kling.waiting import DEFAULT_POLL_INTERVAL, DEFAULT_TIMEOUT
+from airflow_provider_kling.waiting import DEFAULT_POLL_INTERVAL, DEFAULT_TIMEOUT, end_of_attempt
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context, ObjectStoragePath
     from airflow.providers.openlineage.extractors import OperatorLineage
 
-    from airflow_provider_kling.batch import Batch
+    from airflow_provider_kling.batch import Batch, BatchEvent
+    from airflow_provider_kling.batch_requests import Item
 
 DEFAULT_MAX_IN_FLIGHT = 20
 """Videos of one task that are at the service at a time."""
@@ -173,7 +187,11 @@ class KlingGenerateVideoBatchOperator(BaseOperator):
         )
         self.on_expired_result = one_of("on_expired_result", on_expired_result, OnExpiredResult)
         self.is_killed = False
+        self._items: Sequence[Item] = ()
         self._files: list[str] = []
+        # A mapped task is made when it runs, where an error of this place would be retried: it is checked then.
+        if is_made_from_mapped(self):
+            return
         if faults := literal_faults(requests, self._common()):
             raise InvalidRequestError(faults)
 
@@ -187,9 +205,15 @@ class KlingGenerateVideoBatchOperator(BaseOperator):
         with self._batch(context) as batch:
             if batch is None:
                 self.log.info("The list of requests is empty: there is nothing to ask for.")
-                return summary(()) | {"results": [], "results_path": None}
-            limit = self.execution_timeout
-            return batch.start(time.time() + limit.total_seconds() if limit else math.inf)
+                counts = summary(()) | {"results_path": None}
+                if self.is_dry_run:
+                    result = counts | {"state": "dry_run", "results": []}
+                    return after_rehearsal(context, self.outlets, result)
+                tell_outlets_of_many(context, self.outlets, counts, (), log=self.log)
+                return counts | {"results": []}
+            if self.is_dry_run:
+                return after_rehearsal(context, self.outlets, batch.rehearse())
+            return batch.start(end_of_attempt(self.execution_timeout, now=time.time()))
 
     def execute_complete(self, context: Context, event: Any = None) -> dict[str, Any]:
         """
@@ -209,7 +233,7 @@ class KlingGenerateVideoBatchOperator(BaseOperator):
                 f"The task was resumed by something that is {error}. Its videos may be completed and billed: their "
                 "Kling task ids are in this task's log. Clear the task to take them up again."
             ) from error
-        with self._batch(context, is_resumed=True) as batch:
+        with self._batch(context, told) as batch:
             assert batch is not None  # noqa: S101 - an attempt that waits has a list
             return batch.resume(told)
 
@@ -222,25 +246,39 @@ class KlingGenerateVideoBatchOperator(BaseOperator):
         )
 
     def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage[Any, Any]:
-        """Tell OpenLineage of the stored files."""
-        return lineage_of_files(self._files)
+        """Tell OpenLineage of the references and of the stored files."""
+        return lineage_of_many((item.request.to_body() for item in self._items), self._files)
 
     @contextmanager
-    def _batch(self, context: Context, *, is_resumed: bool = False) -> Iterator[Batch | None]:
+    def _batch(self, context: Context, told: BatchEvent | None = None) -> Iterator[Batch | None]:
         # Imported here: who only reads a Dag needs none of it.
         from airflow_provider_kling.batch import Batch
         from airflow_provider_kling.batch_ledger import open_batch_ledger
 
+        batch: Batch | None = None
+        ledger_path = self.ledger_path or config.ledger_path()
+        ledger = open_batch_ledger(context, ledger_path)
         with closing(KlingHook(self.kling_conn_id)) as hook, raising_to_airflow():
-            items = read_items(self.requests, self._common())
-            if not items and not is_resumed:
-                yield None
-                return
-            ledger_path = self.ledger_path or config.ledger_path()
-            ledger = open_batch_ledger(context, ledger_path)
-            batch = Batch(self, context, hook, ledger, items, self._results_at(context, ledger_path))
-            yield batch
-            self._files = [uri_of(path) for _, _, path in paths_in(batch.ended)]
+            try:
+                self._items = read_items(self.requests, self._common())
+                if self._items or told is not None:
+                    results_at = self._results_at(context, ledger_path)
+                    batch = Batch(self, context, hook, ledger, self._items, results_at)
+                yield batch
+            except KlingError as error:
+                if not isinstance(error, VideosFailedError):  # each of its videos is counted
+                    metrics.failed(error)
+                raise
+            except AirflowFailException:
+                raise
+            except (Exception, AirflowTaskTimeout) as error:
+                bought = batch.kling_task_ids if batch is not None else []
+                bought = bought or list(told.over if told is not None else ())
+                keep_from_buying_again(error, bought, is_kept=ledger.is_kept, log=self.log)
+                raise
+            finally:
+                if batch is not None:
+                    self._files = [uri_of(path) for _, _, path in paths_in(batch.ended)]
 
     def _results_at(self, context: Context, ledger_path: str | None) -> str | None:
         if self.output_path:

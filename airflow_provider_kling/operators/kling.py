@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -13,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import (
     AirflowFailException,
-    AirflowSkipException,
     AirflowTaskTimeout,
     BaseOperator,
     conf,
@@ -36,6 +34,7 @@ from airflow_provider_kling.arguments import (
     task_id_in,
     text_of,
 )
+from airflow_provider_kling.assets import after_rehearsal
 from airflow_provider_kling.budget import usd
 from airflow_provider_kling.deferral import follow
 from airflow_provider_kling.delivery import Delivery
@@ -48,7 +47,7 @@ from airflow_provider_kling.lineage import lineage
 from airflow_provider_kling.links.kling import KlingVideoLink
 from airflow_provider_kling.order import Order
 from airflow_provider_kling.output_path import check_output_path
-from airflow_provider_kling.settlement import not_remembered
+from airflow_provider_kling.settlement import keep_from_buying_again
 from airflow_provider_kling.submission import OnExpiredResult, OnUnknownSubmission
 from airflow_provider_kling.waiting import (
     DEFAULT_POLL_INTERVAL,
@@ -56,18 +55,15 @@ from airflow_provider_kling.waiting import (
     PauseEvent,
     WaitEvent,
     Waiting,
+    end_of_attempt,
 )
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context, ObjectStoragePath
     from airflow.providers.openlineage.extractors import OperatorLineage
 
-    from airflow_provider_kling.ledger import Ledger
     from airflow_provider_kling.result import Asked
     from airflow_provider_kling.storage import StoredFile
-
-EXECUTION_TIMEOUT_MARGIN = 10.0
-"""Seconds, at most a tenth of ``execution_timeout``, by which a wait ends before Airflow would end it."""
 
 _REQUEST_FIELDS = tuple(VideoRequest.model_fields)
 
@@ -213,7 +209,7 @@ class KlingGenerateVideoOperator(BaseOperator):
         with self._generation(context, self._request) as generation:
             generation.announce()
             if self.is_dry_run:
-                return self._after_rehearsal(context, generation.rehearse())
+                return after_rehearsal(context, self.outlets, generation.rehearse())
             return generation.start(self._limits())
 
     def execute_again(self, context: Context, event: Any = None) -> dict[str, Any]:
@@ -303,37 +299,16 @@ class KlingGenerateVideoOperator(BaseOperator):
             except AirflowFailException:
                 raise
             except (Exception, AirflowTaskTimeout) as error:
-                self._keep_from_buying_again(error, ledger)
+                bought = [] if self.kling_task_id is None else [self.kling_task_id]
+                keep_from_buying_again(error, bought, is_kept=ledger.is_kept, log=self.log)
                 raise
             self._lineage = (generation.asked, delivery.files)
 
-    def _keep_from_buying_again(self, error: BaseException, ledger: Ledger) -> None:
-        """Let no error of another kind lead to a retry that would buy the video again."""
-        if self.kling_task_id is None:
-            return
-        what = f"Kling task {self.kling_task_id} goes on, and will be billed when it is completed"
-        if ledger.is_kept:
-            self.log.error("%s. A retry attaches to it again and buys nothing.", what)
-            return
-        raise AirflowFailException(
-            f"{type(error).__name__}: {error}. {what}. {not_remembered(self.kling_task_id)}"
-        ) from error
-
-    def _after_rehearsal(self, context: Context, result: dict[str, Any]) -> dict[str, Any]:
-        if not self.outlets:
-            return result
-        # Airflow updates the outlets of each task that succeeds, and there is nothing new.
-        context["ti"].xcom_push(key="return_value", value=result)
-        raise AirflowSkipException("This was a dry run, so the outlets are not updated")
-
     def _limits(self) -> PauseEvent:
         now = time.time()
-        ends_at = math.inf
-        if self.execution_timeout:
-            # Airflow's own clock started earlier, and what it does at the end tells nobody of the video.
-            seconds = self.execution_timeout.total_seconds()
-            ends_at = now + seconds - min(EXECUTION_TIMEOUT_MARGIN, seconds / 10)
-        return PauseEvent(deadline=now + self.timeout, attempt_ends_at=ends_at)
+        return PauseEvent(
+            deadline=now + self.timeout, attempt_ends_at=end_of_attempt(self.execution_timeout, now=now)
+        )
 
     def _request(self, context: Context) -> VideoRequest:
         """

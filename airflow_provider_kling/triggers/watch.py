@@ -48,12 +48,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-SLOT = 0.25
+SLOT = 0.5
 """Seconds between two times at which queries begin to be made. Those of a slot share the event loop's wake-ups, which
-cost more than what is done in them; a video is noticed an eighth of a second later for it, on average."""
+cost more than what is done in them; a video is noticed a quarter of a second later for it, on average."""
 TICK = 0.01
 """Seconds between two times at which queries of one slot are started, at the least."""
-STARTS_A_TICK = 20
+STARTS_A_TICK = 50
 """Queries started at a time: each takes the event loop a fraction of a millisecond, a new TLS connection more."""
 CREDIT = SLOT
 """Seconds' worth of queries that may be made at once: those of a slot, or where the event loop was held up."""

@@ -187,6 +187,53 @@ def test_a_killed_worker_costs_nothing(airflow: LocalAirflow, service: KlingEmul
     assert len(service.ledger.paid(run_id)) == 1
 
 
+def assert_each_scene_is_paid_once_and_stored(
+    airflow: LocalAirflow, service: KlingEmulator, dag_id: str, run_id: str
+) -> None:
+    result = airflow.api.xcom(dag_id, run_id, "make")
+    assert (result["total"], result["completed"]) == (6, 6)
+    paid = [bill.task_id for bill in service.ledger.paid(run_id)]
+    made = {its.task_id: its.prompt for its in service.ledger.tasks(run_id)}
+    assert [made[its["task_id"]] for its in result["results"]] == [f"{run_id} scene {n}" for n in range(6)]
+    assert sorted(paid) == sorted(made), "each of them once"
+    for its in result["results"]:
+        assert Path(its["path"]).stat().st_size > 1000
+    document = json.loads(Path(result["results_path"]).read_text())
+    assert document["results"] == result["results"]
+
+
+def test_a_list_is_made_in_waves_by_one_deferred_task(
+    airflow: LocalAirflow, service: KlingEmulator, tmp_path: Path
+) -> None:
+    run_id = airflow.trigger("kling_batch", {"folder": str(tmp_path)})
+    airflow.api.wait_for_task("kling_batch", run_id, "make", "deferred")
+    assert len(service.ledger.creates(run_id)) == 3, "no more than max_in_flight"
+
+    assert airflow.wait_for_run("kling_batch", run_id) == "success", airflow.why_run_failed(
+        "kling_batch", run_id
+    )
+    assert_each_scene_is_paid_once_and_stored(airflow, service, "kling_batch", run_id)
+    assert len(service.ledger.creates(run_id)) == 6
+
+
+def test_a_worker_killed_while_it_submits_a_list_leaves_nothing_to_be_paid_twice(
+    airflow: LocalAirflow, service: KlingEmulator, tmp_path: Path
+) -> None:
+    dag_id = "kling_batch_on_the_worker"
+    service.inject("latency", seconds=20, times=2)
+    service.inject("answer", call="create", status=429, retry_after=600, skip=2)
+    run_id = airflow.trigger(dag_id, {"folder": str(tmp_path)})
+    # Turned away with the third, the worker waits for the first two: no request is on its way.
+    wait_until(lambda: [its.queries > 0 for its in service.ledger.tasks(run_id)] == [True, True])
+    airflow.kill("scheduler")
+    airflow.start_component("scheduler")
+    airflow.wait_until_healthy()
+
+    assert airflow.wait_for_run(dag_id, run_id) == "success", airflow.why_run_failed(dag_id, run_id)
+    assert_each_scene_is_paid_once_and_stored(airflow, service, dag_id, run_id)
+    assert len(service.ledger.creates(run_id)) == 7, "one of them was turned away"
+
+
 def test_a_failed_video_is_asked_for_again_and_paid_once(
     airflow: LocalAirflow, service: KlingEmulator
 ) -> None:

@@ -14,7 +14,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from airflow.providers.common.compat.sdk import DAG, AirflowFailException, Asset, AssetAlias, TaskDeferred
+from airflow.providers.common.compat.sdk import (
+    DAG,
+    AirflowFailException,
+    AirflowSkipException,
+    AirflowTaskTimeout,
+    Asset,
+    AssetAlias,
+    TaskDeferred,
+)
 
 from airflow_provider_kling import batch, batch_result
 from airflow_provider_kling.api.errors import InvalidRequestError
@@ -23,6 +31,7 @@ from airflow_provider_kling.budget import BudgetExceededError, InsufficientBalan
 from airflow_provider_kling.emulator import KlingEmulator
 from airflow_provider_kling.hooks import kling as kling_hook
 from airflow_provider_kling.operators.batch import KlingGenerateVideoBatchOperator
+from tests.media import draw_image
 from tests.task_runs import TaskInstance, TaskRun, run_task
 
 both_ways = pytest.mark.parametrize("deferrable", [False, True], ids=["on the worker", "deferred"])
@@ -99,6 +108,13 @@ def test_an_empty_list_is_a_success_and_says_so(
     assert (result["total"], result["completed"], result["results"]) == (0, 0, [])
     assert kling_emulator.ledger.requests() == []
     assert any("empty" in line for line in task_log())
+
+
+@pytest.mark.usefixtures("kling_emulator")
+def test_the_event_of_an_empty_list_says_that_there_is_nothing_new() -> None:
+    asset, events = Asset("s3://bucket/trailers"), Events()
+    run(requests=[], outlets=[asset], context={"outlet_events": events}).value()
+    assert (events[asset].extra["total"], events[asset].extra["completed"]) == (0, 0)
 
 
 def test_a_list_may_come_as_the_text_that_a_template_renders_to(kling_emulator: KlingEmulator) -> None:
@@ -377,6 +393,118 @@ def test_a_dry_run_tells_the_cost_of_all_and_asks_for_nothing(kling_emulator: Kl
     assert kling_emulator.ledger.requests() == []
 
 
+@pytest.mark.parametrize("requests", [prompts(2), []], ids=["a list", "an empty list"])
+def test_a_dry_run_updates_no_outlet(kling_emulator: KlingEmulator, requests: list[Any]) -> None:
+    outlet, events = Asset("s3://bucket/trailers"), Events()
+    done = run(requests=requests, dry_run=True, outlets=[outlet], context={"outlet_events": events})
+    assert isinstance(done.error, AirflowSkipException)
+    assert done.ti.xcoms["return_value"]["state"] == "dry_run"
+    assert len(done.ti.xcoms["return_value"]["results"]) == len(requests)
+    assert events.of == {}
+    assert kling_emulator.ledger.requests() == []
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"requests": ["a", {"prompt": "b", "output_path": "gopher://films/"}], "ledger_path": "/tmp/ledger"},
+        {"requests": ["a"], "output_path": "gopher://films/"},
+        {"requests": [{"prompt": "a", "output_path": "/films/"}], "output_path": "gopher://films/"},
+    ],
+    ids=["of one item", "of all", "of the results' document"],
+)
+def test_a_place_of_an_unknown_kind_ends_the_task_before_anything_is_paid(
+    kling_emulator: KlingEmulator, arguments: dict[str, Any]
+) -> None:
+    done = run(**arguments)
+    assert isinstance(done.error, AirflowFailException)
+    assert "gopher" in str(done.error)
+    assert kling_emulator.ledger.requests() == []
+
+
+def test_mapped_values_that_cannot_be_end_the_task_without_retries(kling_emulator: KlingEmulator) -> None:
+    for requests in (BAD, "a red kite"):
+        done = run(requests=requests, _airflow_from_mapped=True)
+        assert isinstance(done.error, AirflowFailException)
+        assert "requests" in str(done.error)
+    assert kling_emulator.ledger.requests() == []
+
+
+def test_lists_may_be_mapped(kling_emulator: KlingEmulator, run_dag: Callable[..., Any]) -> None:
+    with DAG("mapped_lists", schedule=None) as dag:
+        KlingGenerateVideoBatchOperator.partial(task_id="make", duration=3, poll_interval=0.05).expand(
+            requests=[["a", "b"], [{"prompt": "c", "duration": 4}]]
+        )
+    states = [ti.state for ti in run_dag(dag).get_task_instances()]
+    assert states == ["success"] * 2
+    assert [its.body["prompt"] for its in tasks(kling_emulator)] == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("is_remembered", [True, False], ids=["with a ledger", "without one"])
+@both_ways
+def test_an_error_of_any_kind_after_a_submit_does_not_buy_a_second_video(
+    kling_emulator: KlingEmulator,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    deferrable: bool,
+    is_remembered: bool,
+) -> None:
+    def broken(*_: Any, **__: Any) -> None:
+        raise RuntimeError("nobody thought of this")
+
+    ledger = {"ledger_path": str(tmp_path / "ledger")} if is_remembered else {}
+    with monkeypatch.context() as patched:
+        patched.setattr("airflow_provider_kling.delivery.video_result", broken)
+        error = run(requests=prompts(3), deferrable=deferrable, **ledger).error
+    if is_remembered:
+        assert isinstance(error, RuntimeError), "a retry takes the videos up"
+        assert run(requests=prompts(3), deferrable=deferrable, **ledger).value()["completed"] == 3
+    else:
+        assert isinstance(error, AirflowFailException), "a retry would buy all of them again"
+        assert "nobody thought of this" in str(error)
+        for made in kling_emulator.ledger.tasks():
+            assert made.task_id in str(error)
+    assert len(kling_emulator.ledger.creates()) == 3
+
+
+def test_an_attempt_that_airflow_ends_for_its_time_does_not_buy_again(
+    kling_emulator: KlingEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_long(*_: Any, **__: Any) -> None:
+        raise AirflowTaskTimeout("Timeout")
+
+    monkeypatch.setattr(batch.Batch, "_finish", too_long)
+    done = run(requests=prompts(12))
+    assert isinstance(done.error, AirflowFailException), "there is no ledger"
+    assert "and 2 more, whose ids are in the log" in str(done.error)
+    assert len(kling_emulator.ledger.creates()) == 12
+
+
+@pytest.mark.kling_emulator(latency=0.1)
+def test_a_setting_that_broke_while_the_task_was_deferred_does_not_buy_again(
+    kling_emulator: KlingEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = run_task(
+        lambda: operator(requests=prompts(2), deferrable=True),
+        between=lambda: monkeypatch.setenv("AIRFLOW__KLING__MAX_FAILED_QUERIES", "many"),
+    )
+    assert isinstance(done.error, AirflowFailException), "there is no ledger"
+    assert "max_failed_queries" in str(done.error)
+    for made in kling_emulator.ledger.tasks():
+        assert made.task_id in str(done.error)
+
+
+@pytest.mark.kling_emulator(latency="never")
+@pytest.mark.usefixtures("kling_emulator")
+def test_a_wait_ends_before_airflow_would_end_the_attempt() -> None:
+    begun = time.time()
+    made = operator(requests=["x"], deferrable=True, timeout=9999, execution_timeout=timedelta(seconds=1000))
+    with pytest.raises(TaskDeferred) as deferred:
+        made.execute({"ti": TaskInstance()})
+    ((_, deadline, _),) = deferred.value.trigger.videos
+    assert begun + 980 < deadline <= time.time() + 990
+
+
 def test_a_long_list_without_a_place_for_its_results_ends_before_anything_is_paid(
     kling_emulator: KlingEmulator,
 ) -> None:
@@ -522,15 +650,29 @@ def test_a_killed_task_sends_nothing_more(kling_emulator: KlingEmulator) -> None
     assert kling_emulator.ledger.requests("create") == []
 
 
-@pytest.mark.usefixtures("kling_emulator")
-def test_lineage_names_every_stored_file(tmp_path: Path) -> None:
+def test_lineage_names_what_went_into_all_of_them_and_every_stored_file(
+    kling_emulator: KlingEmulator, tmp_path: Path
+) -> None:
     pytest.importorskip("airflow.providers.openlineage")
+    kling_emulator.inject("fail", prompt="third", fail_code="CONTENT_MODERATION")
+    pictures = [draw_image(tmp_path / name) for name in ("anna.png", "ben.png")]
     made: list[KlingGenerateVideoBatchOperator] = []
 
     def make() -> KlingGenerateVideoBatchOperator:
-        made.append(operator(requests=prompts(2), output_path=str(tmp_path)))
+        made.append(
+            operator(
+                requests=[
+                    {"prompt": "<<<image_1>>>", "image_list": str(pictures[0])},
+                    {"prompt": "<<<image_1>>> <<<image_2>>>", "image_list": [str(each) for each in pictures]},
+                    "third",
+                ],
+                deferrable=True,
+                output_path=str(tmp_path / "films"),
+            )
+        )
         return made[-1]
 
-    result = run_task(make).value()
+    told = run_task(make).ti.xcoms["return_value"]
     facets = made[-1].get_openlineage_facets_on_complete(None)
-    assert [each.name for each in facets.outputs] == [its["path"] for its in result["results"]]
+    assert [each.name for each in facets.inputs] == [str(each) for each in pictures]
+    assert [each.name for each in facets.outputs] == [its["path"] for its in told["results"][:2]]

@@ -7,6 +7,7 @@ from typing import Any
 
 from airflow.sdk import DAG, Asset, AssetAlias, task
 
+from airflow_provider_kling.operators.batch import KlingGenerateVideoBatchOperator
 from airflow_provider_kling.operators.kling import KlingGenerateVideoOperator
 from airflow_provider_kling.retry_policy import KlingRetryPolicy
 from airflow_provider_kling.sensors.kling import KlingVideoSensor
@@ -66,6 +67,18 @@ with DAG("kling_soft_fail", schedule=None):
             soft_fail=True,
             poke_interval=1,
             timeout=15,
+        )
+
+for dag_id, deferrable, interval in (("kling_batch", True, 10), ("kling_batch_on_the_worker", False, 1)):
+    with DAG(dag_id, schedule=None, default_args=RETRIES, params={"folder": ""}):
+        KlingGenerateVideoBatchOperator(
+            task_id="make",
+            requests=[f"{MARK} scene {number}" for number in range(6)],
+            duration=3,
+            max_in_flight=3,
+            deferrable=deferrable,
+            poll_interval=interval,
+            output_path="{{ params.folder }}/{kling_task_id}.{ext}",
         )
 
 TRAILER = Asset("kling_trailer")
