@@ -227,12 +227,14 @@ class FileLedgerStore(LedgerStore):
 
     def names(self) -> list[str]:
         """Return the names of the files that are there, in order."""
-        directory: Any = self._local
-        if directory is None:
-            self._directory.fs.invalidate_cache()
-            directory = self._directory
         try:
-            return sorted(path.name for path in directory.iterdir())
+            if self._local is not None:
+                return sorted(path.name for path in self._local.iterdir())
+            storage = self._directory.fs
+            storage.invalidate_cache()
+            # The path's own iterdir cannot tell a directory that is not there from one that cannot be listed just now.
+            found = storage.ls(self._directory.path, detail=False)
+            return sorted(path.rstrip("/").rpartition("/")[2] for path in found)
         except FileNotFoundError:
             return []
 

@@ -9,12 +9,14 @@ from __future__ import annotations
 import json
 import posixpath
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import pendulum
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 import airflow_provider_kling
+from airflow_provider_kling.output_path import NOWHERE
 from airflow_provider_kling.result import recorded_usd, without_secrets
 
 if TYPE_CHECKING:
@@ -187,10 +189,8 @@ def manifest_document(
         "kling_task_id": task.task_id,
         "model": (asked.model if asked else None) or task.model,
         "request": without_secrets(asked.request) if asked else None,
-        "dag_id": coordinates.dag_id if coordinates else None,
-        "run_id": coordinates.run_id if coordinates else None,
-        "task_id": coordinates.task_id if coordinates else None,
-        "map_index": coordinates.map_index if coordinates else None,
+        **dict.fromkeys(("dag_id", "run_id", "task_id", "map_index")),
+        **(asdict(coordinates) if coordinates and coordinates != NOWHERE else {}),
         "created_at": _iso(task.created_at),
         "completed_at": _iso(task.completed_at),
         "stored_at": _iso(pendulum.now("UTC")),

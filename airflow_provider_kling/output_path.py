@@ -60,6 +60,10 @@ class Coordinates:
         return cls(dag_id=ti.dag_id, run_id=ti.run_id, task_id=ti.task_id, map_index=map_index)
 
 
+NOWHERE = Coordinates("-", "-", "-")
+"""For a video that no Airflow task asked for."""
+
+
 class OutputPath:
     """
     A directory or a file's name for videos, with placeholders.

@@ -11,7 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -34,7 +36,10 @@ from airflow_provider_kling.api.errors import (
 from airflow_provider_kling.emulator import KlingEmulator
 from airflow_provider_kling.ledger import LedgerError
 from airflow_provider_kling.operators.kling import KlingGenerateVideoOperator
+from tests.s3 import S3Server, s3_endpoint, s3_server
 from tests.task_runs import TaskInstance, TaskRun, TaskStateStore, run_task
+
+__all__ = ["s3_endpoint", "s3_server"]
 
 pytestmark = pytest.mark.kling_emulator(latency=0.05)
 HAS_TASK_STATE = AIRFLOW_V_3_3_PLUS
@@ -616,3 +621,55 @@ def test_the_ledger_may_be_set_for_all(
 def test_a_policy_that_does_not_exist_is_refused_at_parse_time(name: str) -> None:
     with pytest.raises(ValueError, match=f"{name} must be 'fail' or 'resubmit'; got 'retry'"):
         KlingGenerateVideoOperator(task_id="make", prompt="x", **{name: "retry"})
+
+
+@pytest.mark.parametrize("deferrable", [False, True], ids=["on the worker", "deferred"])
+def test_on_object_storage_a_retry_attaches_to_what_is_paid_for(
+    s3_server: S3Server, tmp_path: Path, kling_emulator: KlingEmulator, deferrable: bool
+) -> None:
+    task = Task("object storage", tmp_path, deferrable)
+    first = task.attempt(ledger_path=s3_server.uri("ledger")).value()
+    assert task.attempt(ledger_path=s3_server.uri("ledger")).value() == first
+    assert len(kling_emulator.ledger.creates()) == 1
+    assert [name.startswith("ledger/dag/") for name in s3_server.names()] == [True]
+
+
+class Refusing(BaseHTTPRequestHandler):
+    """Object storage that lets nobody in."""
+
+    def refuse(self) -> None:
+        """Answer any call."""
+        body = b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
+        self.send_response(403)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    do_GET = do_HEAD = do_PUT = refuse  # noqa: N815 - the server's own names
+
+    def log_message(self, *_: Any) -> None:
+        """Say nothing."""
+
+
+def test_object_storage_that_cannot_be_listed_is_no_empty_ledger(
+    tmp_path: Path, kling_emulator: KlingEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("s3fs")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Refusing)
+    Thread(target=server.serve_forever, daemon=True).start()
+    endpoint = f"http://127.0.0.1:{server.server_port}"
+    connection = {
+        "conn_type": "aws",
+        "login": "nobody",
+        "password": "nothing",
+        "extra": {"region_name": "us-east-1", "endpoint_url": endpoint},
+    }
+    monkeypatch.setenv("AIRFLOW_CONN_KLING_DENIED", json.dumps(connection))
+    try:
+        run = Task("object storage", tmp_path, False).attempt(ledger_path="s3://kling_denied@bucket/ledger")
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert isinstance(run.error, LedgerError)
+    assert "could not be read: PermissionError" in str(run.error)
+    assert kling_emulator.ledger.creates() == []

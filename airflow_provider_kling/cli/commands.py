@@ -33,7 +33,7 @@ from airflow_provider_kling.hooks.kling import KlingHook
 from airflow_provider_kling.hooks.settings import DEFAULT_CONN_ID, ConnectionSettings
 from airflow_provider_kling.manifest import manifest_document
 from airflow_provider_kling.order import Order
-from airflow_provider_kling.output_path import PLACEHOLDERS, Coordinates, OutputPath
+from airflow_provider_kling.output_path import NOWHERE, PLACEHOLDERS, OutputPath
 from airflow_provider_kling.result import Asked, video_result
 from airflow_provider_kling.waiting import Over, Waiting
 
@@ -44,7 +44,6 @@ FAILED = 1
 MISUSED = 2
 INTERRUPTED = 130
 _OF_A_DAG = tuple(name for name in PLACEHOLDERS if name not in ("kling_task_id", "index", "ext"))
-_NOWHERE = Coordinates(dag_id="-", run_id="-", task_id="-")
 _PROMPT_IN_TABLE = 50
 
 
@@ -351,7 +350,7 @@ def _brought(
     if output is None:
         return [], recorded_cost(hook, task.task_id, log=_Silence())
     with call.terminal.downloading() as arriving:
-        storage = ShownStorage(hook, output, _NOWHERE, log=call.terminal, arriving=arriving)
+        storage = ShownStorage(hook, output, NOWHERE, log=call.terminal, arriving=arriving)
         found = storage.find(task.task_id) if asked is None else None
         try:
             files = found or storage.store(task)

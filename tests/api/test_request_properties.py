@@ -178,6 +178,9 @@ def test_whatever_is_asked_for_nothing_against_the_rules_reaches_the_wire(
         request = VideoRequest(**{**fields, **odd})
     except InvalidRequestError:
         return
+    uploaded = {local.reference: "https://example.com/uploaded" for local in request.local_references()}
+    request = request.with_references(uploaded)
+    request.check_sendable()
     body = request.to_body()
     assert misshapen_in(body) == []
     assert rules_broken_by(body) == []

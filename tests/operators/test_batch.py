@@ -405,18 +405,15 @@ def test_a_dry_run_updates_no_outlet(kling_emulator: KlingEmulator, requests: li
 
 
 @pytest.mark.parametrize(
-    "arguments",
-    [
-        {"requests": ["a", {"prompt": "b", "output_path": "gopher://films/"}], "ledger_path": "/tmp/ledger"},
-        {"requests": ["a"], "output_path": "gopher://films/"},
-        {"requests": [{"prompt": "a", "output_path": "/films/"}], "output_path": "gopher://films/"},
-    ],
+    ("of_all", "of_one"),
+    [(None, "gopher://films/"), ("gopher://films/", None), ("gopher://films/", "")],
     ids=["of one item", "of all", "of the results' document"],
 )
 def test_a_place_of_an_unknown_kind_ends_the_task_before_anything_is_paid(
-    kling_emulator: KlingEmulator, arguments: dict[str, Any]
+    kling_emulator: KlingEmulator, tmp_path: Path, of_all: str | None, of_one: str | None
 ) -> None:
-    done = run(**arguments)
+    own = {} if of_one is None else {"output_path": of_one or str(tmp_path)}
+    done = run(requests=[{"prompt": "a", **own}], output_path=of_all, ledger_path=str(tmp_path / "ledger"))
     assert isinstance(done.error, AirflowFailException)
     assert "gopher" in str(done.error)
     assert kling_emulator.ledger.requests() == []
