@@ -68,7 +68,7 @@ _prompts = _some(
     ],
 )
 _GOOD_IMAGES = ["https://example.com/a.png", "http://example.com/b.jpg", PNG, JPEG]
-_BAD_IMAGES = ["", "cat.png", "ftp://h/a.png", "data:image/png;base64," + PNG, "YWJj", "https://a/b c"]
+_BAD_IMAGES = ["", "cat.png", "https://", "data:image/png;base64," + PNG, "YWJj", "https://a/b c"]
 _FRAMES = [["first_frame"], ["first_frame", "end_frame"], [], [], ["end_frame"], ["first_frame"] * 2]
 _FRAMES += [["first_frame", "end_frame", "end_frame"], ["last_frame"]]
 
@@ -92,7 +92,7 @@ _elements = st.sampled_from([0, 1, 1, 2, 3, 3, 4, 5, 7, 8]).map(
 )
 _videos = st.lists(
     st.fixed_dictionaries(
-        {"video_url": _some(["https://example.com/v.mp4"], ["v.mp4", "", "ftp://example.com/v.mp4"])},
+        {"video_url": _some(["https://example.com/v.mp4"], ["v.mp4", "", "https://"])},
         optional={
             "refer_type": _some(["base", "feature"], ["style"]),
             "keep_original_sound": _some(["yes", "no"], ["maybe"]),

@@ -82,7 +82,13 @@ def test_ctrl_c_ends_the_wait_with_the_command_that_fetches_the_video(
 ) -> None:
     command = [*OURS, "generate", "--prompt", "a kite", "--yes", "--output-path", str(tmp_path)]
     with subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        command,
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        # What runs in the background of a shell ignores the signal, and hands that down.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         assert process.stderr is not None
         said = []

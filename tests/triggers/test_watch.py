@@ -315,9 +315,11 @@ def test_nobody_starves_and_the_rate_holds(
         own = interval * (1 + JITTER) + service.latency(Asked(0, f"task-{number}", ""))
         round_of_all = (len(intervals) + 1) / per_second
         times = [0.0, *asked[f"task-{number}"], seconds]
-        assert max(gaps(times)) <= own + round_of_all + SLACK
+        assert max(gaps(times)) <= own + round_of_all + SLACK + SLOT
     if len(set(intervals)) == len(set(latencies)) == 1:
-        fair = max(intervals[0] * (1 + JITTER) + latencies[0] + SLACK, (len(intervals) + 1) / per_second)
+        fair = max(
+            intervals[0] * (1 + JITTER) + latencies[0] + SLACK + SLOT, (len(intervals) + 1) / per_second
+        )
         assert min(len(times) for times in asked.values()) >= seconds // fair - 2
     for stretch in (1.0, 10.0):
         assert most_within(service.times, stretch) <= per_second * (stretch + module.CREDIT) + 1
@@ -808,7 +810,8 @@ def test_videos_that_left_long_before_their_deadline_are_forgotten(service: Serv
             await wait_for_many(1, seconds=1)
             gc.collect()
             loop = asyncio.get_running_loop()
-            turns = [each for each in gc.get_objects() if isinstance(each, module._Turn)]
+            # Not isinstance(), which has lazy modules look for what may not be installed.
+            turns = [each for each in gc.get_objects() if type(each) is module._Turn]
             return sum(turn.over.get_loop() is loop for turn in turns)
 
     assert in_no_time(story) <= 200
