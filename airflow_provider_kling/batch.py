@@ -13,6 +13,8 @@ from datetime import timedelta
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from airflow.providers.common.compat.sdk import AirflowConfigException
+
 from airflow_provider_kling import config, metrics
 from airflow_provider_kling.api.errors import (
     InvalidRequestError,
@@ -384,9 +386,11 @@ class Batch:
 
     def _check_money(self) -> None:
         open_ones = [index for index, entry in self._entries.items() if entry.kling_task_id is None]
+        if not open_ones:
+            return  # what is paid for is fetched, whatever the limit says by now
         self._check_references(open_ones)
         check_budget(self._costs(self._entries), self._operator.max_cost_usd)
-        if self._operator.check_balance and open_ones:
+        if self._operator.check_balance:
             known = [cost for cost in map(highest, self._costs(open_ones)) if cost is not None]
             needed = sum(known, start=Decimal(0)) if len(known) == len(open_ones) else None
             check_balance(self._hook, needed, log=self._log)
@@ -407,7 +411,7 @@ class Batch:
         for index in indexes:
             try:
                 costs.append(self._order(index).cost)
-            except KlingError:
+            except (KlingError, AirflowConfigException):
                 continue  # paid for by an earlier attempt, and its files cannot be read any more
         return costs
 

@@ -50,7 +50,7 @@ def read_items(requests: Any, common: Mapping[str, Any]) -> list[Item]:
             faults.append(Fault(f"requests[{index}]{fault.field}", fault.value, fault.allowed))
             continue
         merged = {**common, **value}
-        output_path = text_of(merged.pop("output_path", None)) or None
+        output_path = text_of(merged.pop("output_path", None))
         items.append(Item(merged, output_path))
     if faults:
         raise InvalidRequestError(faults)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import math
+from typing import TYPE_CHECKING
 
 from airflow.providers.common.compat.sdk import AirflowConfigException, conf
 
 from airflow_provider_kling.api.pricing import PriceTable, read_prices
 from airflow_provider_kling.waiting import MAX_FAILURES
+
+if TYPE_CHECKING:
+    from airflow_provider_kling.waiting import TaskLog
 
 SECTION = "kling"
 
@@ -41,6 +46,15 @@ def max_queries_per_second() -> float:
     if not 0 < rate < math.inf:
         raise AirflowConfigException(f"[{SECTION}] max_queries_per_second must be above 0; it is {rate:g}")
     return rate
+
+
+def bearable_failures(log: TaskLog) -> int:
+    """Return the same for a trigger, which a wrong setting must not keep from videos that are paid for."""
+    try:
+        return max_failed_queries()
+    except AirflowConfigException as error:
+        log.log(logging.ERROR, "%s; going on with %d.", error, MAX_FAILURES)
+        return MAX_FAILURES
 
 
 def ledger_path() -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+from airflow_provider_kling.api.errors import KlingError, TaskFailedError
 from airflow_provider_kling.waiting import AskAgain, Over
 
 if TYPE_CHECKING:
@@ -13,6 +14,16 @@ if TYPE_CHECKING:
     from airflow_provider_kling.api.task import VideoTask
     from airflow_provider_kling.hooks.kling import KlingHook
     from airflow_provider_kling.waiting import Waiting
+
+
+def of_a_task_made_elsewhere(error: KlingError) -> KlingError:
+    """Let an error that ends the wait for what another task asked for say so: whether to ask again is for that one."""
+    if isinstance(error, TaskFailedError):
+        error.retryable = False
+        error.next_step = (
+            "A failed task is not billed. This task asks for no video: run the task that submitted it again."
+        )
+    return error
 
 
 def follow(

@@ -230,6 +230,7 @@ class Generation:
         if until >= min(limits.deadline, limits.attempt_ends_at):
             error.next_step = "Nothing was billed. There is no time left for another try; a retry asks again."
             raise error
+        self._operator.kling_task_id = None  # of what goes on now, nothing is bought yet
         self._log.info("%s. Asking again in %.0f s.", error.what, until - now)
         if self._operator.deferrable:
             # Imported here: who only reads a Dag needs no trigger.

@@ -361,7 +361,7 @@ class TaskLog(Protocol):
         """Write a line."""
 
 
-def note_to(log: TaskLog, decision: AskAgain | Over) -> None:
-    """Write a decision's note, if it has one."""
+def note_to(log: TaskLog, decision: object) -> None:
+    """Write the note of a decision to go on, if it has one."""
     if isinstance(decision, AskAgain) and decision.note is not None:
         log.log(decision.note.level, "%s", decision.note.text)

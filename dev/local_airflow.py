@@ -232,6 +232,24 @@ class LocalAirflow:
             raise AirflowFailedError(self.why_run_failed(dag_id, run_id))
         return run_id
 
+    def wait_until_off_its_worker(self, dag_id: str, run_id: str, task_id: str, timeout: float = 120) -> None:
+        """
+        Wait until the scheduler has taken note that a task which waits has left its worker.
+
+        A task that is resumed before, within a second or two, can be failed by Airflow: the scheduler takes the end of
+        the first worker for the end of the second.
+
+        :raises TimeoutError: it was not so after ``timeout`` seconds.
+        """
+        told = f"TaskInstance Finished: dag_id={dag_id}, task_id={task_id}, run_id={run_id},"
+        deadline = time.monotonic() + timeout
+        while told not in self.component_log("scheduler").read_text(errors="replace"):
+            if time.monotonic() > deadline:
+                raise TimeoutError(
+                    f"The scheduler has not heard of the end of {task_id}'s worker in {timeout:.0f} s."
+                )
+            time.sleep(_POLL)
+
     def why_run_failed(self, dag_id: str, run_id: str) -> str:
         """Return the end of the log of every task of a run that failed, for a person."""
         parts = [f"Run {run_id} of {dag_id} failed."]

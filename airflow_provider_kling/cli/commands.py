@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.common.compat.sdk import AirflowException
 
 from airflow_provider_kling import config
-from airflow_provider_kling.api.errors import ConnectionSettingsError, KlingError, Paid, ServiceError
+from airflow_provider_kling.api.errors import ConnectionSettingsError, KlingError, Paid
 from airflow_provider_kling.api.media import MediaLibraryMissingError
 from airflow_provider_kling.api.pricing import CostRange, Estimate, estimate, highest
 from airflow_provider_kling.api.protocol import DEFAULT_BASE_URL
@@ -35,7 +35,7 @@ from airflow_provider_kling.manifest import manifest_document
 from airflow_provider_kling.order import Order
 from airflow_provider_kling.output_path import NOWHERE, PLACEHOLDERS, OutputPath
 from airflow_provider_kling.result import Asked, video_result
-from airflow_provider_kling.waiting import Over, Waiting
+from airflow_provider_kling.waiting import Waiting
 
 if TYPE_CHECKING:
     from airflow_provider_kling.storage import StoredFile
@@ -325,23 +325,11 @@ def _completed(call: _Call, hook: KlingHook, kling_task_id: str, max_failures: i
         max_failures=max_failures,
     )
     with call.terminal.waiting(f"Waiting for Kling task {kling_task_id}"):
-        while True:
-            # Not hook.ask_once(): what it notes goes to Airflow's log.
-            try:
-                task = hook.query_task(kling_task_id)
-            except ServiceError as error:
-                decision = waiting.on_error(error, time.time())
-            else:
-                decision = waiting.on_task(task, time.time())
-            if isinstance(decision, Over):
-                break
-            if decision.note is not None:
-                call.terminal.log(decision.note.level, "%s", decision.note.text)
-            time.sleep(max(0.0, decision.at - time.time()))
-    if decision.error is not None:
-        raise decision.error
-    assert decision.task is not None  # noqa: S101 - every outcome without an error has a task
-    return decision.task
+        over = hook.wait_until_over(waiting, log=call.terminal)
+    if over.error is not None:
+        raise over.error
+    assert over.task is not None  # noqa: S101 - every outcome without an error has a task
+    return over.task
 
 
 def _brought(

@@ -67,6 +67,7 @@ if TYPE_CHECKING:
     from airflow_provider_kling.api.task import Balance, RecordedCost, VideoTask
     from airflow_provider_kling.hooks.sync_client import KlingClient
     from airflow_provider_kling.hooks.upload import UploadBody
+    from airflow_provider_kling.waiting import TaskLog
 
 SUBMIT_TRIES = 3
 """How often a create is made that certainly never left, or that the service turned away with a 429."""
@@ -232,23 +233,31 @@ class KlingHook(BaseHook):
         assert over.task is not None  # noqa: S101 - every outcome without an error has a task
         return over.task
 
-    def wait_until_over(self, waiting: Waiting) -> Over:
-        """Ask for a task until its wait is over, holding this thread. Nothing is raised for the video's sake."""
+    def wait_until_over(self, waiting: Waiting, *, log: TaskLog | None = None) -> Over:
+        """
+        Ask for a task until its wait is over, holding this thread. Nothing is raised for the video's sake.
+
+        :param log: where to tell how it goes; the hook's own log where None is given.
+        """
         while True:
-            decision = self.ask_once(waiting)
+            decision = self.ask_once(waiting, log=log)
             if isinstance(decision, Over):
                 return decision
             time.sleep(max(0.0, decision.at - time.time()))
 
-    def ask_once(self, waiting: Waiting) -> AskAgain | Over:
-        """Ask for a task once, and decide what follows."""
+    def ask_once(self, waiting: Waiting, *, log: TaskLog | None = None) -> AskAgain | Over:
+        """
+        Ask for a task once, and decide what follows.
+
+        :param log: where to tell how it goes; the hook's own log where None is given.
+        """
         try:
             task = self.query_task(waiting.task_id)
         except ServiceError as error:
             decision = waiting.on_error(error, time.time())
         else:
             decision = waiting.on_task(task, time.time())
-        note_to(self.log, decision)
+        note_to(self.log if log is None else log, decision)
         return decision
 
     def download(self, url: str, path: str | Path) -> Path:

@@ -171,6 +171,7 @@ class KlingGenerateVideoBatchOperator(BaseOperator):
         self.extra_body = extra_body
         self.kling_conn_id = kling_conn_id
         self.output_path = text_of(output_path)
+        self._stores = output_path is not None
         self.output_conn_id = output_conn_id
         self.max_in_flight = _whole("max_in_flight", max_in_flight, 1, MOST_IN_FLIGHT)
         self.max_cost_usd = None if max_cost_usd is None else usd("max_cost_usd", max_cost_usd)
@@ -260,6 +261,9 @@ class KlingGenerateVideoBatchOperator(BaseOperator):
         ledger = open_batch_ledger(context, ledger_path)
         with closing(KlingHook(self.kling_conn_id)) as hook, raising_to_airflow():
             try:
+                if self._stores and told is None:
+                    # A template may have rendered to nothing.
+                    output_at(self.output_path, self.output_conn_id)
                 self._items = read_items(self.requests, self._common())
                 if self._items or told is not None:
                     results_at = self._results_at(context, ledger_path)

@@ -22,7 +22,6 @@ from airflow_provider_kling.api.errors import (
     DownloadError,
     InvalidRequestError,
     KlingError,
-    TaskFailedError,
 )
 from airflow_provider_kling.api.request import DEFAULT_MODEL, VideoRequest, find_faults
 from airflow_provider_kling.arguments import (
@@ -36,7 +35,7 @@ from airflow_provider_kling.arguments import (
 )
 from airflow_provider_kling.assets import after_rehearsal
 from airflow_provider_kling.budget import usd
-from airflow_provider_kling.deferral import follow
+from airflow_provider_kling.deferral import follow, of_a_task_made_elsewhere
 from airflow_provider_kling.delivery import Delivery
 from airflow_provider_kling.exceptions import going_on, raising_to_airflow
 from airflow_provider_kling.generation import XCOM_TASK_ID, Generation
@@ -448,7 +447,7 @@ class KlingDownloadVideoOperator(BaseOperator):
             try:
                 over = follow(self, hook, waiting, deferrable=self.deferrable)
                 if over.error is not None:
-                    raise _of_a_task_made_elsewhere(over.error)
+                    raise of_a_task_made_elsewhere(over.error)
                 assert over.task is not None  # noqa: S101 - every outcome without an error has a task
                 result = delivery.deliver(over.task, None)
             except KlingError as error:
@@ -458,13 +457,3 @@ class KlingDownloadVideoOperator(BaseOperator):
                 raise
             self._stored = delivery.files
             return result
-
-
-def _of_a_task_made_elsewhere(error: KlingError) -> KlingError:
-    if isinstance(error, TaskFailedError):
-        # Whether asking for it again can help is for the task that asked; waiting again cannot.
-        error.retryable = False
-        error.next_step = (
-            "A failed task is not billed. This task only fetches: run the one that submitted it again."
-        )
-    return error

@@ -33,7 +33,7 @@ from airflow_provider_kling.config import max_failed_queries
 from airflow_provider_kling.exceptions import raising_to_airflow, to_airflow
 from airflow_provider_kling.hooks.kling import KlingHook
 from airflow_provider_kling.hooks.settings import DEFAULT_CONN_ID
-from airflow_provider_kling.waiting import AskAgain
+from airflow_provider_kling.waiting import AskAgain, note_to
 
 if TYPE_CHECKING:
     from decimal import Decimal
@@ -150,8 +150,7 @@ class KlingBalanceSensor(BaseSensorOperator):
             decision = waiting.on_error(error, time.time())
         else:
             decision = waiting.on_balance(balance, time.time())
-        if isinstance(decision, AskAgain) and decision.note is not None:
-            self.log.log(decision.note.level, "%s", decision.note.text)
+        note_to(self.log, decision)
         return decision
 
     def _found(self, over: BalanceOver) -> Balance:

@@ -19,10 +19,9 @@ from airflow.providers.common.compat.sdk import (
 )
 
 from airflow_provider_kling.airflow_versions import AIRFLOW_V_3_3_PLUS
-from airflow_provider_kling.api.errors import TaskFailedError
 from airflow_provider_kling.arguments import task_id_in
 from airflow_provider_kling.config import max_failed_queries
-from airflow_provider_kling.deferral import follow
+from airflow_provider_kling.deferral import follow, of_a_task_made_elsewhere
 from airflow_provider_kling.exceptions import going_on, to_airflow
 from airflow_provider_kling.hooks.kling import KlingHook
 from airflow_provider_kling.hooks.settings import DEFAULT_CONN_ID
@@ -195,13 +194,7 @@ class KlingVideoSensor(BaseSensorOperator):
         assert error is not None  # noqa: S101 - told apart by the caller
         if over.outcome is Outcome.TIMED_OUT:
             raise AirflowSensorTimeout(str(error)) from error
-        if isinstance(error, TaskFailedError):
-            # Whether asking again can help is for the task that asked; waiting again cannot.
-            error.retryable = False
-            error.next_step = (
-                "A failed task is not billed. This sensor only waits: run the task that submitted it again."
-            )
-        raise to_airflow(error)
+        raise to_airflow(of_a_task_made_elsewhere(error))
 
     def _waiting(self, *, deadline: float) -> Waiting:
         return Waiting(

@@ -9,14 +9,13 @@ from contextlib import AsyncExitStack
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
-from airflow.providers.common.compat.sdk import AirflowConfigException
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from airflow_provider_kling.api.errors import KlingError
 from airflow_provider_kling.balance import BalanceEvent, BalanceOver, BalanceWaiting
-from airflow_provider_kling.config import max_failed_queries
+from airflow_provider_kling.config import bearable_failures
 from airflow_provider_kling.hooks.async_client import shared_client
-from airflow_provider_kling.waiting import MAX_FAILURES, AskAgain
+from airflow_provider_kling.waiting import AskAgain, note_to
 
 if TYPE_CHECKING:
     from airflow_provider_kling.hooks.async_client import AsyncKlingClient
@@ -93,7 +92,7 @@ class KlingBalanceTrigger(BaseTrigger):
             deadline=self.deadline,
             poll_interval=self.poll_interval,
             started=self.started,
-            max_failures=self._max_failures(),
+            max_failures=bearable_failures(self.log),
             is_offered=True,  # whether it is, the worker finds out before it defers and after it resumes
         )
         decision: AskAgain | BalanceOver = waiting.begin(time.time())
@@ -112,13 +111,5 @@ class KlingBalanceTrigger(BaseTrigger):
                     decision = waiting.on_error(failure, time.time())
                 else:
                     decision = waiting.on_balance(balance, time.time())
-                if isinstance(decision, AskAgain) and decision.note is not None:
-                    self.log.log(decision.note.level, "%s", decision.note.text)
+                note_to(self.log, decision)
         return decision
-
-    def _max_failures(self) -> int:
-        try:
-            return max_failed_queries()
-        except AirflowConfigException as error:
-            self.log.error("%s; going on with %d.", error, MAX_FAILURES)  # noqa: TRY400 - its text says all
-            return MAX_FAILURES

@@ -8,13 +8,12 @@ import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
-from airflow.providers.common.compat.sdk import AirflowConfigException
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
-from airflow_provider_kling.config import max_failed_queries
+from airflow_provider_kling.config import bearable_failures
 from airflow_provider_kling.triggers.ended import state_if_ended
 from airflow_provider_kling.triggers.watch import watching
-from airflow_provider_kling.waiting import MAX_FAILURES, NOTE_INTERVAL, Outcome, Over, Waiting
+from airflow_provider_kling.waiting import NOTE_INTERVAL, Outcome, Over, Waiting
 
 
 class KlingVideosTrigger(BaseTrigger):
@@ -93,7 +92,7 @@ class KlingVideosTrigger(BaseTrigger):
             await asyncio.sleep(max(0.0, (self.wake_at or 0) - time.time()))
             return over
         async with watching(self.kling_conn_id) as watch:
-            failures = self._max_failures()
+            failures = bearable_failures(self.log)
             waits: dict[asyncio.Task[Over], str] = {}
             try:
                 for kling_task_id, deadline, submitted_at in self.videos:
@@ -131,13 +130,6 @@ class KlingVideosTrigger(BaseTrigger):
         if time.time() >= self._noted_at + NOTE_INTERVAL:
             self._noted_at = time.time()
             self.log.info("%d of %d videos are over; waiting for %d.", over, len(self.videos), self.enough)
-
-    def _max_failures(self) -> int:
-        try:
-            return max_failed_queries()
-        except AirflowConfigException as error:
-            self.log.error("%s; going on with %d.", error, MAX_FAILURES)  # noqa: TRY400 - its text says all
-            return MAX_FAILURES
 
 
 def _outcome(task: asyncio.Task[Over]) -> Outcome:

@@ -8,13 +8,12 @@ from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from typing import Any
 
-from airflow.providers.common.compat.sdk import AirflowConfigException
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
-from airflow_provider_kling.config import max_failed_queries
+from airflow_provider_kling.config import bearable_failures
 from airflow_provider_kling.triggers.ended import state_if_ended
 from airflow_provider_kling.triggers.watch import watching
-from airflow_provider_kling.waiting import MAX_FAILURES, WaitEvent, Waiting
+from airflow_provider_kling.waiting import WaitEvent, Waiting
 
 
 class KlingVideoTrigger(BaseTrigger):
@@ -95,7 +94,7 @@ class KlingVideoTrigger(BaseTrigger):
             deadline=deadline,
             poll_interval=self.poll_interval,
             started=started,
-            max_failures=self._max_failures(),
+            max_failures=bearable_failures(self.log),
         )
         async with watching(self.kling_conn_id) as watch:
             # A worker that deferred has asked just before.
@@ -136,13 +135,6 @@ class KlingVideoTrigger(BaseTrigger):
                 state,
                 self.kling_task_id,
             )
-
-    def _max_failures(self) -> int:
-        try:
-            return max_failed_queries()
-        except AirflowConfigException as error:
-            self.log.error("%s; going on with %d.", error, MAX_FAILURES)  # noqa: TRY400 - its text says all
-            return MAX_FAILURES
 
 
 class KlingPauseTrigger(BaseTrigger):

@@ -103,6 +103,8 @@ def test_the_content_calendar_publishes_what_a_person_approves(airflow: LocalAir
         "example_kling_content_calendar", run_id, "approve", "awaiting_input", timeout=240
     )
     assert not (tmp_path / "published").exists()
+    # A person takes longer than this to look at a video.
+    airflow.wait_until_off_its_worker("example_kling_content_calendar", run_id, "approve")
     airflow.api.call(
         "PATCH",
         f"dags/example_kling_content_calendar/dagRuns/{run_id}/taskInstances/approve/-1/hitlDetails",

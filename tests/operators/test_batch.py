@@ -378,6 +378,34 @@ def test_the_budget_is_that_of_the_whole_list(kling_emulator: KlingEmulator) -> 
     assert run(requests=prompts(10), max_cost_usd=1.9).value()["completed"] == 10
 
 
+def test_a_list_that_is_paid_for_is_delivered_whatever_the_limit_and_the_prices_say_by_now(
+    kling_emulator: KlingEmulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments: dict[str, Any] = {"requests": prompts(3), "ledger_path": str(tmp_path)}
+    first = run(**arguments).value()
+    monkeypatch.setenv("AIRFLOW__KLING__PRICES", "{")
+    again = run(**arguments, max_cost_usd=0.01, check_balance=True).value()
+    assert [video["task_id"] for video in again["results"]] == [
+        video["task_id"] for video in first["results"]
+    ]
+    assert len(kling_emulator.ledger.creates()) == 3
+
+
+@pytest.mark.parametrize("rendered", [None, ""])
+def test_a_place_that_renders_to_nothing_is_told_before_anything_is_sent(
+    kling_emulator: KlingEmulator, rendered: str | None
+) -> None:
+    def make() -> KlingGenerateVideoBatchOperator:
+        made = operator(requests=prompts(2), output_path="{{ params.folder }}")
+        made.output_path = rendered
+        return made
+
+    error = run_task(make).error
+    assert isinstance(error, AirflowFailException)
+    assert "output_path" in str(error)
+    assert kling_emulator.ledger.creates() == []
+
+
 @pytest.mark.kling_emulator(balance=1)
 def test_the_accounts_money_has_to_be_enough_for_all_of_them(kling_emulator: KlingEmulator) -> None:
     done = run(requests=prompts(10), check_balance=True)

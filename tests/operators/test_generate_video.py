@@ -356,6 +356,18 @@ def test_a_killed_task_says_that_the_video_goes_on(task_log: Callable[[], list[s
     assert "goes on and will be billed" in "".join(task_log())
 
 
+def test_a_task_killed_while_a_busy_service_is_left_alone_has_nothing_to_say(
+    kling_emulator: KlingEmulator, task_log: Callable[[], list[str]]
+) -> None:
+    kling_emulator.inject("fail", fail_code="1303", message="too many running tasks")
+    made = operator(deferrable=True, timeout=600)
+    with pytest.raises(TaskDeferred) as deferral:
+        made.execute({"ti": TaskInstance()})
+    assert deferral.value.method_name == "execute_again"
+    made.on_kill()
+    assert "goes on" not in "".join(task_log())
+
+
 def test_a_task_killed_before_its_submit_has_nothing_to_say(task_log: Callable[[], list[str]]) -> None:
     operator().on_kill()
     assert "billed" not in "".join(task_log())

@@ -17,7 +17,7 @@ from airflow_provider_kling.budget import BudgetExceededError, InsufficientBalan
 from airflow_provider_kling.emulator import KlingEmulator
 from airflow_provider_kling.operators.kling import KlingGenerateVideoOperator
 from airflow_provider_kling.result import recorded_usd
-from tests.task_runs import TaskRun, run_task
+from tests.task_runs import TaskInstance, TaskRun, run_task
 
 
 def attempt(**arguments: Any) -> TaskRun:
@@ -107,13 +107,26 @@ def test_prices_of_the_connection_beat_those_of_the_configuration(
     assert attempt(dry_run=True).value()["estimated_cost_usd"] == pytest.approx(0.3)
 
 
+@pytest.mark.kling_emulator(latency=0.3)
 def test_the_estimate_is_in_xcom_while_the_task_waits(kling_emulator: KlingEmulator) -> None:
-    seen: list[Any] = []
-    run = attempt()
-    seen.append(run.ti.xcoms["kling_video"])
-    assert seen[0]["estimated_cost_usd"] == pytest.approx(0.633)
-    assert seen[0]["task_id"] == run.value()["task_id"]
-    assert "callback_url" not in seen[0]["request"]
+    ti, seen = TaskInstance(), []
+    run = run_task(
+        lambda: KlingGenerateVideoOperator(
+            task_id="make",
+            prompt="a red kite",
+            duration=10,
+            callback_url="https://example.com/secret",
+            poll_interval=0.05,
+            deferrable=True,
+        ),
+        ti=ti,
+        between=lambda: seen.append(dict(ti.xcoms)),
+    )
+    (waiting,) = seen
+    assert "return_value" not in waiting
+    assert waiting["kling_video"]["estimated_cost_usd"] == pytest.approx(0.633)
+    assert waiting["kling_video"]["task_id"] == run.value()["task_id"]
+    assert "callback_url" not in waiting["kling_video"]["request"]
 
 
 def test_a_video_that_is_delivered_again_is_counted_once(

@@ -206,8 +206,7 @@ def test_a_manifest_keeps_what_only_the_task_that_asked_knew(
     assert json.loads(manifest.read_text()) == before
 
 
-class SecretsInReferences:
-    URL = "https://user:hunter2@example.com/pics/ben.png?X-Amz-Signature=abc#part"
+SIGNED = "https://user:hunter2@example.com/pics/ben.png?X-Amz-Signature=abc#part"
 
 
 def test_a_signed_reference_is_sent_whole_and_told_without_its_signature(
@@ -217,7 +216,7 @@ def test_a_signed_reference_is_sent_whole_and_told_without_its_signature(
     run = run_task(
         lambda: operator(
             prompt="<<<image_1>>>",
-            image_list=[SecretsInReferences.URL],
+            image_list=[SIGNED],
             output_path=str(tmp_path),
             outlets=[asset],
             deferrable=True,
@@ -225,7 +224,7 @@ def test_a_signed_reference_is_sent_whole_and_told_without_its_signature(
         context={"outlet_events": events},
     )
     (sent,) = kling_emulator.ledger.tasks()
-    assert sent.body["image_list"] == [{"image_url": SecretsInReferences.URL}]
+    assert sent.body["image_list"] == [{"image_url": SIGNED}]
     told = [run.value(), run.ti.xcoms, events[asset].extra]
     told += [path.read_text() for path in tmp_path.glob("*.json")]
     assert "hunter2" not in repr(told)
@@ -552,7 +551,7 @@ def test_a_video_that_failed_elsewhere_ends_the_download_for_good(
     error = run_task(lambda: downloader(submitted["task_id"], output_path=str(tmp_path))).error
     assert isinstance(error, AirflowFailException)
     assert isinstance(error.__cause__, TaskFailedError)
-    assert "run the one that submitted it again" in str(error)
+    assert "run the task that submitted it again" in str(error)
 
 
 @pytest.mark.kling_emulator(latency="never")
