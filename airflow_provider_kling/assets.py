@@ -39,13 +39,27 @@ def tell_outlets(
     events: Any = context.get("outlet_events")
     if events is None:
         return
-    told = {name: result[name] for name in _TOLD}
+    told = told_of(result)
     for outlet in _outlets(outlets):
         if isinstance(outlet, AssetAlias):
             for file in files:
                 events[outlet].add(Asset(file.uri), extra=told | file.to_dict())
         else:
             events[outlet].extra = told | {"files": [file.to_dict() for file in files]}
+
+
+def told_of(result: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what an asset's event tells of a result."""
+    return {name: result[name] for name in _TOLD}
+
+
+def tell_later(outlets: Sequence[Any]) -> list[dict[str, str]]:
+    """
+    Return which assets are to be told when the video is there, as plain JSON.
+
+    An asset alias is left out: it becomes stored files, and who does not wait stores none.
+    """
+    return [{"name": each.name, "uri": each.uri} for each in _outlets(outlets) if isinstance(each, Asset)]
 
 
 def _outlets(outlets: Sequence[Any]) -> Iterator[Any]:
