@@ -26,7 +26,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from airflow_provider_kling import metrics
 from airflow_provider_kling.api.errors import KlingError, TaskNotFoundError
 from airflow_provider_kling.api.protocol import read_callback
-from airflow_provider_kling.callbacks import CallbackToken
+from airflow_provider_kling.callbacks import PATH, CallbackToken
 from airflow_provider_kling.plugins.accounts import Accounts, UnavailableError
 from airflow_provider_kling.plugins.admission import Admission, BusyError, LookupBudget
 from airflow_provider_kling.plugins.waiting_tasks import (
@@ -274,7 +274,10 @@ class _HidesPath:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        root = scope.get("root_path", "")
+        root, path = scope.get("root_path", ""), scope["path"]
+        if path.startswith(f"{PATH}/") and not path.startswith(f"{root}/"):
+            # A proxy took away the beginning, which is a part of [api] base_url.
+            scope["path"] = root + path.removeprefix(PATH)
 
         def hide() -> None:
             scope["path"], scope["raw_path"] = f"{root}/***", f"{root}/***".encode()
