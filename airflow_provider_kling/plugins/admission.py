@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 MOST_AT_A_TIME = 1024
 """Callbacks under way at once, in one process. A callback that waits costs a few KB."""
-MOST_OF_ONE_ADDRESS = 512
+MOST_OF_ONE_ADDRESS = 768
 """Callbacks under way at once from one address, in one process. The service may call from a single one."""
 STRANGE_LOOKUPS_A_MINUTE = 60
 """Look-ups a minute, in one process, of connections that no genuine callback has named yet."""

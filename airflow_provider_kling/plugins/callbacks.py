@@ -36,6 +36,7 @@ from airflow_provider_kling.plugins.waiting_tasks import (
     record_submission,
     resume,
     tell_assets,
+    writes_can_run_side_by_side,
 )
 from airflow_provider_kling.waiting import Outcome
 
@@ -51,10 +52,16 @@ BODY_SECONDS = 3.0
 """Seconds for the body to arrive."""
 QUERY_SECONDS = 4.0
 """Seconds for the service to answer a query."""
-WHOLE_SECONDS = 8.5
-"""Seconds for all of it: the service waits 10 for an answer."""
+TURN_SECONDS = 5.0
+"""Seconds to wait for a turn: who waits longer is told to come again, before any work was done for it."""
+TURNS = 48
+"""Callbacks that are looked up, asked about and acted on at once. The others wait, which costs next to nothing."""
 THREADS = 4
-"""Threads for the database: what comes in at once must leave Airflow's own requests some connections to it."""
+"""
+Threads that read from the database, and as many that write where it takes several writers.
+
+What comes in at once must leave Airflow's own requests some connections to it.
+"""
 _SHOWN = 80
 
 log = logging.getLogger(__name__)
@@ -111,6 +118,8 @@ class Receiver:
     def __init__(self) -> None:
         self._admission = Admission()
         self._threads = anyio.CapacityLimiter(THREADS)
+        self._writing_threads = anyio.CapacityLimiter(THREADS if writes_can_run_side_by_side() else 1)
+        self._turns = asyncio.Semaphore(TURNS)
         self._accounts = Accounts(self._in_thread, LookupBudget())
 
     async def take(self, token: str, body: Callable[[], Awaitable[bytes | None]], *, address: str) -> Verdict:
@@ -123,8 +132,7 @@ class Receiver:
         """
         try:
             with self._admission.enter(address):
-                async with asyncio.timeout(WHOLE_SECONDS):
-                    return await self._take(token, body, address)
+                return await self._take(token, body, address)
         except BusyError:
             return _later("too many callbacks at once")
         except TimeoutError:
@@ -157,7 +165,8 @@ class Receiver:
             return Verdict(
                 "check", Answer.TAKEN, f"a check through connection {token.conn_id!r}: callbacks arrive"
             )
-        return await self._of_task(token, told.task_id, settings)
+        async with self._turn():
+            return await self._of_task(token, told.task_id, settings)
 
     async def _of_task(
         self, token: CallbackToken, kling_task_id: str, settings: ConnectionSettings
@@ -184,11 +193,11 @@ class Receiver:
             case Standing.WAITS:
                 if outcome is Outcome.COMPLETED and not task.result_urls:
                     return _later(about + "it is completed, but its link is not there yet")
-                if await self._in_thread(functools.partial(resume, found, task.task_id, outcome)):
+                if await self._write(functools.partial(resume, found, task.task_id, outcome)):
                     return Verdict("resumed", Answer.TAKEN, about + f"{outcome}; its task was resumed")
                 return _needless(about + "its task was resumed already")
             case Standing.HAS_LOST_IT:
-                if not await self._in_thread(functools.partial(record_submission, found, task)):
+                if not await self._write(functools.partial(record_submission, found, task)):
                     return _needless(about + "it is not the video that its task asked for and lost")
                 reason = about + "the answer to its request was lost; the ledger knows its id now"
                 # Whoever waits for that answer may be about to wait for the video.
@@ -199,7 +208,7 @@ class Receiver:
     async def _tell_assets(self, found: Found, task: VideoTask, about: str, outcome: Outcome) -> Verdict:
         if outcome is Outcome.FAILED:
             return _needless(about + f"{task.failure()} No asset is told of it.")
-        count = await self._in_thread(functools.partial(tell_assets, found, task))
+        count = await self._write(functools.partial(tell_assets, found, task))
         if count is None:
             return _needless(about + "its assets were told already")
         return Verdict("announced", Answer.TAKEN, about + f"{count} assets were told")
@@ -220,8 +229,25 @@ class Receiver:
         except (KlingError, TimeoutError) as error:
             raise UnavailableError(f"the service: {error or 'no answer in time'}") from error
 
+    @asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        """
+        Wait for a turn, and give it back.
+
+        :raises TimeoutError: where none comes in time.
+        """
+        async with asyncio.timeout(TURN_SECONDS):
+            await self._turns.acquire()
+        try:
+            yield
+        finally:
+            self._turns.release()
+
     async def _in_thread(self, function: Callable[[], _T]) -> _T:
-        return await anyio.to_thread.run_sync(function, limiter=self._threads, abandon_on_cancel=True)
+        return await anyio.to_thread.run_sync(function, limiter=self._threads)
+
+    async def _write(self, function: Callable[[], _T]) -> _T:
+        return await anyio.to_thread.run_sync(function, limiter=self._writing_threads)
 
 
 def create_app() -> FastAPI:

@@ -26,6 +26,7 @@ from airflow.utils.session import create_session
 from airflow.utils.state import TaskInstanceState
 from sqlalchemy import select, text, update
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import lazyload
 
 from airflow_provider_kling import config
 from airflow_provider_kling.airflow_versions import AIRFLOW_V_3_3_PLUS
@@ -151,6 +152,13 @@ def check_database() -> None:
         session.execute(text("SELECT 1"))
 
 
+def writes_can_run_side_by_side() -> bool:
+    """Tell whether the database takes several writers at once: those of SQLite sleep until they may try again."""
+    from airflow import settings
+
+    return settings.engine is not None and settings.engine.dialect.name != "sqlite"
+
+
 def find(token: CallbackToken, kling_task_id: str) -> Found:
     """
     Find whom a callback is about, and whether it waits for the video.
@@ -198,9 +206,10 @@ def _find(session: Session, token: CallbackToken, kling_task_id: str) -> Found:
 
 
 def _of_deferred(
-    session: Session, ti: TaskInstance, key: SubmissionKey, token: CallbackToken, kling_task_id: str
+    session: Session, ti: Any, key: SubmissionKey, token: CallbackToken, kling_task_id: str
 ) -> Found:
-    trigger = session.get(Trigger, ti.trigger_id) if ti.trigger_id is not None else None
+    # Without what hangs on it: Airflow would load the task instance with it, and that one's run.
+    trigger = session.scalar(select(Trigger).where(Trigger.id == ti.trigger_id).options(lazyload("*")))
     arguments = trigger.kwargs if trigger is not None and trigger.classpath == TRIGGER else {}
     waits_for = arguments.get("kling_task_id")
     if trigger is None or waits_for != kling_task_id or arguments.get("kling_conn_id") != token.conn_id:
@@ -316,22 +325,34 @@ def _was_told(session: Session, key: SubmissionKey, kling_task_id: str) -> bool:
     return any(isinstance(extra, Mapping) and extra.get("task_id") == kling_task_id for extra in extras)
 
 
-def _task_instance(session: Session, ti_id: UUID) -> TaskInstance | None:
-    ti = session.get(TaskInstance, _as_stored(ti_id))
+def _task_instance(session: Session, ti_id: UUID) -> Any:
+    """Return the columns that matter, of the present attempt; None where there is none any more."""
+    columns = select(
+        TaskInstance.id,
+        TaskInstance.dag_id,
+        TaskInstance.run_id,
+        TaskInstance.task_id,
+        TaskInstance.map_index,
+        TaskInstance.state,
+        TaskInstance.trigger_id,
+        TaskInstance.next_method,
+        TaskInstance.next_kwargs,
+    )
+    ti = session.execute(columns.where(TaskInstance.id == _as_stored(ti_id))).one_or_none()
     if ti is not None:
         return ti
     # An earlier attempt: a retry or a clear gave its successor another id.
     earlier = session.get(TaskInstanceHistory, _as_stored(ti_id))
     if earlier is None:
         return None
-    return session.scalar(
-        select(TaskInstance).where(
+    return session.execute(
+        columns.where(
             TaskInstance.dag_id == earlier.dag_id,
             TaskInstance.run_id == earlier.run_id,
             TaskInstance.task_id == earlier.task_id,
             TaskInstance.map_index == earlier.map_index,
         )
-    )
+    ).one_or_none()
 
 
 def _as_stored(ti_id: UUID) -> Any:
