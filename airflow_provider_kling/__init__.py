@@ -149,6 +149,27 @@ def get_provider_info() -> dict[str, Any]:
                         "example": None,
                         "default": "20",
                     },
+                    "callback_base_url": {
+                        "description": (
+                            "URL under which the service on the Internet reaches Airflow's API server; it ends where "
+                            "'/kling/callbacks' begins. Where it is set, the API server receives callbacks, and tasks "
+                            "with callback=True wait for them (Airflow 3.1 and later).\n"
+                        ),
+                        "version_added": "0.1.0",
+                        "type": "string",
+                        "example": "https://airflow.example.com",
+                        "default": None,
+                    },
+                    "callback_poll_interval": {
+                        "description": (
+                            "Seconds between two queries about a video that a callback will tell of: the net under "
+                            "callbacks that get lost.\n"
+                        ),
+                        "version_added": "0.1.0",
+                        "type": "float",
+                        "example": None,
+                        "default": "300",
+                    },
                     "prices": {
                         "description": (
                             "Prices that differ from the service's table, as JSON: USD per second of output by model, "

@@ -47,7 +47,7 @@ def tell_outlets(
     events: Any = context.get("outlet_events")
     if events is None:
         return
-    told = {name: result[name] for name in _TOLD}
+    told = told_of(result)
     for outlet in _outlets(outlets):
         with going_on(log, f"The event of {outlet!r} could not be given its extra"):
             if isinstance(outlet, AssetAlias):
@@ -97,6 +97,20 @@ def after_rehearsal(context: Context, outlets: Sequence[Any], result: dict[str, 
         return result
     context["ti"].xcom_push(key="return_value", value=result)
     raise AirflowSkipException("This was a dry run, so the outlets are not updated")
+
+
+def told_of(result: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what an asset's event tells of a result."""
+    return {name: result[name] for name in _TOLD}
+
+
+def tell_later(outlets: Sequence[Any]) -> list[dict[str, str]]:
+    """
+    Return which assets are to be told when the video is there, as plain JSON.
+
+    An asset alias is left out: it becomes stored files, and who does not wait stores none.
+    """
+    return [{"name": each.name, "uri": each.uri} for each in _outlets(outlets) if isinstance(each, Asset)]
 
 
 def _outlets(outlets: Sequence[Any]) -> Iterator[Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from airflow.providers.common.compat.sdk import AirflowConfigException, conf
 
@@ -22,6 +23,9 @@ Queries a second that one triggerer makes with one connection, at the most.
 
 The service tells no limit. So 200 videos are asked for every 10 seconds.
 """
+
+DEFAULT_CALLBACK_POLL_INTERVAL = 300.0
+"""Seconds between two queries about a video whose end the service will tell: the net under lost callbacks."""
 
 
 def max_failed_queries() -> int:
@@ -60,6 +64,59 @@ def bearable_failures(log: TaskLog) -> int:
 def ledger_path() -> str | None:
     """Return the directory of the file ledger, on local disk or object storage; None where none is set."""
     return conf.get(SECTION, "ledger_path", fallback=None) or None
+
+
+def callback_base_url() -> str | None:
+    """
+    Return the URL under which the service reaches Airflow's API server, without a slash at its end; None for none.
+
+    :raises AirflowConfigException: where it is no URL that something can be appended to.
+    """
+    url = (conf.get(SECTION, "callback_base_url", fallback=None) or "").strip().rstrip("/")
+    if not url:
+        return None
+    problem = None
+    try:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname or not url.isprintable() or " " in url:
+            problem = "it is no http or https URL"
+        elif parts.query or parts.fragment:
+            problem = "a path cannot be appended to it"
+        elif parts.username is not None or parts.password is not None:
+            problem = "it holds a login, which everybody who sees a callback's address would learn"
+        _ = parts.port
+    except ValueError:
+        problem = "it is no http or https URL"
+    if problem:
+        raise AirflowConfigException(f"[{SECTION}] callback_base_url cannot be used: {problem}")
+    return url
+
+
+def require_callback_base_url() -> str:
+    """
+    Return the URL under which the service reaches Airflow's API server.
+
+    :raises AirflowConfigException: where it is missing or wrong.
+    """
+    url = callback_base_url()
+    if url is None:
+        raise AirflowConfigException(
+            f"callback=True needs [{SECTION}] callback_base_url: the URL under which the service on the Internet "
+            "reaches Airflow's API server, such as https://airflow.example.com. Nothing was sent or billed."
+        )
+    return url
+
+
+def callback_poll_interval() -> float:
+    """
+    Return the seconds between two queries about a video whose end the service will tell.
+
+    :raises AirflowConfigException: where it is not a number above 0.
+    """
+    seconds = float(conf.getfloat(SECTION, "callback_poll_interval", fallback=DEFAULT_CALLBACK_POLL_INTERVAL))
+    if not 0 < seconds < math.inf:
+        raise AirflowConfigException(f"[{SECTION}] callback_poll_interval must be above 0; it is {seconds:g}")
+    return seconds
 
 
 def prices() -> PriceTable:

@@ -33,6 +33,7 @@ def follow(
     *,
     deferrable: bool,
     known: VideoTask | None = None,
+    is_called_back: bool = False,
 ) -> Over:
     """
     Ask once, and if it is not over yet, wait on this worker or hand the wait to the triggerer.
@@ -41,11 +42,14 @@ def follow(
 
     :param deferrable: whether the triggerer may wait on.
     :param known: the task, where an answer about it has just come.
+    :param is_called_back: whether the service will tell its end. A task that it has just taken is not asked for then.
     :raises TaskDeferred: where the triggerer waits on.
     """
     decision: AskAgain | Over
     if known is not None and known.state.is_terminal:
         decision = waiting.on_task(known, time.time())
+    elif known is not None and is_called_back and deferrable:
+        decision = waiting.begin(time.time())
     else:
         decision = hook.ask_once(waiting)
     if isinstance(decision, Over):

@@ -16,6 +16,8 @@ from airflow_provider_kling.api.errors import (
     TooManyTasksError,
 )
 from airflow_provider_kling.api.task import TaskState
+from airflow_provider_kling.assets import tell_later, tell_outlets
+from airflow_provider_kling.callbacks import XCOM_CALLBACK, CallbackAddress
 from airflow_provider_kling.deferral import follow
 from airflow_provider_kling.exceptions import going_on
 from airflow_provider_kling.links.kling import KlingVideoLink
@@ -72,6 +74,8 @@ class Generation:
         self._log: Any = operator.log
         # Read here, so that a wrong setting is told before anything is paid.
         self._max_failures = config.max_failed_queries()
+        self._poll_interval = config.callback_poll_interval() if operator.callback else operator.poll_interval
+        callback = CallbackAddress(context, hook) if operator.callback and order is not None else None
         self._submission = Submission(
             hook,
             ledger,
@@ -79,6 +83,9 @@ class Generation:
             on_unknown_submission=operator.on_unknown_submission,
             log=operator.log,
             is_killed=lambda: operator.is_killed,
+            callback=callback,
+            # The receiver knows no operator's own ledger.
+            is_brought_home=callback is not None and operator.ledger_path in (None, config.ledger_path()),
         )
         self._settlement = Settlement(
             self._submission,
@@ -106,7 +113,7 @@ class Generation:
                     task = self._known(obtained)
                     if task.state is not TaskState.FAILED:
                         self._log.info("Not waiting for it: wait_for_completion is off.")
-                        return video_result(task, self.asked)
+                        return self._leave(task)
                     over = Over(Outcome.FAILED, task, task.failure())
                 task_or_none = self._settlement.finish(obtained, over)
                 if task_or_none is not None:
@@ -138,9 +145,7 @@ class Generation:
         """
         limits = PauseEvent(deadline=event.deadline, attempt_ends_at=event.deadline)
         obtained = self._submission.resumed(event)
-        waiting = Waiting.resumed(
-            event, poll_interval=self._operator.poll_interval, max_failures=self._max_failures
-        )
+        waiting = Waiting.resumed(event, poll_interval=self._poll_interval, max_failures=self._max_failures)
         try:
             task = self._settlement.finish(obtained, self._follow(waiting))
         except TooManyTasksError as error:
@@ -148,6 +153,22 @@ class Generation:
             return limits
         assert task is not None  # noqa: S101 - only an earlier attempt's task is made anew
         return self._deliver(obtained, task)
+
+    def _leave(self, task: VideoTask) -> dict[str, Any]:
+        """
+        End without waiting.
+
+        What the outlets are told is the video's end. So with a callback they are not told by this task's own.
+        """
+        result = video_result(task, self.asked)
+        if self._operator.callback and self._operator.outlets:
+            if task.state is TaskState.COMPLETED:
+                tell_outlets(self._context, self._operator.outlets, result, [], log=self._log)
+            else:
+                left = {"kling_task_id": task.task_id, "outlets": tell_later(self._operator.outlets)}
+                self._context["ti"].xcom_push(key=XCOM_CALLBACK, value=left)
+                self._operator.outlets = []
+        return result
 
     def announce(self) -> None:
         """Tell what is asked for, what it will cost, and what is odd about it."""
@@ -190,7 +211,7 @@ class Generation:
         waiting = Waiting(
             obtained.kling_task_id,
             deadline=min(obtained.deadline, limits.attempt_ends_at),
-            poll_interval=self._operator.poll_interval,
+            poll_interval=self._poll_interval,
             started=obtained.submitted_at,
             max_failures=self._max_failures,
         )
@@ -199,7 +220,12 @@ class Generation:
     def _follow(self, waiting: Waiting, known: VideoTask | None = None) -> Over:
         try:
             return follow(
-                self._operator, self._hook, waiting, deferrable=self._operator.deferrable, known=known
+                self._operator,
+                self._hook,
+                waiting,
+                deferrable=self._operator.deferrable,
+                known=known,
+                is_called_back=self._operator.callback,
             )
         except KlingError as error:
             raise self._settlement.lost_sight(error, waiting.task_id) from error.__cause__

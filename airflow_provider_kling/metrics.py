@@ -32,6 +32,7 @@ ESTIMATED = "kling.usd_micros.estimated"
 RECORDED = "kling.usd_micros.recorded"
 GENERATION = "kling.generation_duration"
 DETECTION = "kling.detection_duration"
+CALLBACKS = "kling.callbacks"
 
 OTHER = "other"
 """The tag's value for what is not one of the few."""
@@ -135,6 +136,19 @@ def failed(error: BaseException, asked: ModelAndMode | None = None) -> None:
     Stats.incr(FAILED, tags=tags)
     # Plain StatsD drops the tags, so the reason is in a name too, as Airflow itself does it.
     Stats.incr(f"{FAILED}.{reason}", tags=tags)
+
+
+@_never_raising
+def called_back(outcome: str) -> None:
+    """
+    Count a callback that reached Airflow's API server.
+
+    :param outcome: what became of it, as one of a few words: ``resumed``, ``recorded``, ``announced``, ``needless``,
+        ``check``, ``refused`` or ``later``.
+    """
+    Stats.incr(CALLBACKS, tags={"outcome": outcome})
+    # Plain StatsD drops the tags.
+    Stats.incr(f"{CALLBACKS}.{outcome}")
 
 
 def reason_of(error: BaseException) -> str:

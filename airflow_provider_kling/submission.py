@@ -23,6 +23,7 @@ from airflow_provider_kling.ledger import Ledger, LedgerError, Record, RecordSta
 
 if TYPE_CHECKING:
     from airflow_provider_kling.api.task import VideoTask
+    from airflow_provider_kling.callbacks import CallbackAddress
     from airflow_provider_kling.hooks.kling import KlingHook
     from airflow_provider_kling.order import Order
     from airflow_provider_kling.waiting import WaitEvent
@@ -91,6 +92,8 @@ class Submission:
     :param on_unknown_submission: what to do about a POST without an outcome.
     :param log: where to tell about it.
     :param is_killed: whether the Airflow task has been killed.
+    :param callback: makes the address that the service calls; None for the one in the request, if any.
+    :param is_brought_home: whether a callback can complete the ledger, should the answer to the POST be lost.
     """
 
     def __init__(
@@ -102,6 +105,8 @@ class Submission:
         on_unknown_submission: OnUnknownSubmission,
         log: Any,
         is_killed: Callable[[], bool],
+        callback: CallbackAddress | None = None,
+        is_brought_home: bool = False,
     ) -> None:
         self._hook = hook
         self._ledger = ledger
@@ -109,6 +114,8 @@ class Submission:
         self._on_unknown = on_unknown_submission
         self._log = log
         self._is_killed = is_killed
+        self._callback = callback
+        self._is_brought_home = is_brought_home
 
     def obtain(self, *, deadline: float) -> Obtained:
         """
@@ -197,6 +204,8 @@ class Submission:
                 record = self._ledger.renew(record)
 
         try:
+            if self._callback is not None:
+                request = request.model_copy(update={"callback_url": self._callback.of(record)})
             task = self._hook.submit(request, before_post=before_post)
         except UnknownSubmissionError as error:
             self._explain(error)
@@ -265,6 +274,14 @@ class Submission:
             error.next_step = (
                 "A video may have been created and may be billed. A retry sends the request again "
                 "(on_unknown_submission='resubmit'), and then both videos may be billed."
+            )
+        elif self._is_brought_home and self._ledger.is_kept:
+            error.retryable = True
+            error.next_step = (
+                "A video may have been created and may be billed, so the request is not sent again. If there is one, "
+                "its callback brings its id to the ledger when it is over, and a retry or a clear of this task after "
+                f"that delivers it. The ledger is at {self._ledger.place}; the account's records are at "
+                "https://apimodels.app."
             )
         else:
             error.next_step = (

@@ -70,13 +70,13 @@ def run_dag(airflow_db: None) -> Callable[..., DagRun]:
     """Return a function that runs a Dag in this process, by ``dag.test()`` with its arguments, and returns the run."""
 
     def run(dag: DAG, **arguments: Any) -> DagRun:
-        _store(dag)
+        store_dag(dag)
         return dag.test(**arguments)
 
     return run
 
 
-def _store(dag: DAG) -> None:
+def store_dag(dag: DAG) -> None:
     """Put a Dag into the database, as the Dag processor does with one that it reads: from 3.1 on a run needs that."""
     if AIRFLOW < (3, 1):
         return

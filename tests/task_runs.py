@@ -13,6 +13,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
+from uuid import UUID, uuid4
 
 from airflow.providers.common.compat.sdk import TaskDeferred
 
@@ -26,6 +27,7 @@ class TaskInstance:
     task_id: str = "task"
     map_index: int = -1
     try_number: int = 1
+    id: UUID = field(default_factory=uuid4)
     xcoms: dict[str, Any] = field(default_factory=dict)
 
     def xcom_push(self, key: str, value: Any, **_: Any) -> None:

@@ -27,6 +27,7 @@ from airflow_provider_kling.api.request import DEFAULT_MODE, VideoRequest
 from airflow_provider_kling.api.task import RecordedCost, TaskState, VideoTask
 from airflow_provider_kling.budget import check_budget, shown, usd
 from airflow_provider_kling.cli.asking import UsageError, requests_in
+from airflow_provider_kling.cli.callbacks import check_callbacks
 from airflow_provider_kling.cli.terminal import ShownStorage, Terminal, logs_to_stderr
 from airflow_provider_kling.costs import recorded_cost
 from airflow_provider_kling.hooks.kling import KlingHook
@@ -141,11 +142,13 @@ class _HookWithoutConnection(KlingHook):
 def _check(call: _Call) -> int:
     with call.hook() as hook:
         works, text = hook.test_connection()
-    if works:
+        if not works:
+            call.terminal.note(text)
+            return FAILED
         call.terminal.result(text)
-        return 0
-    call.terminal.note(text)
-    return FAILED
+        if call.given.callbacks:
+            call.terminal.result(check_callbacks(hook.settings))
+    return 0
 
 
 def _estimate(call: _Call) -> int:

@@ -224,7 +224,14 @@ COMMANDS = (
     Command(
         "check",
         "See whether the connection works",
-        (_CONN_ID,),
+        (
+            _CONN_ID,
+            _option(
+                "--callbacks",
+                action="store_true",
+                help="see too whether callbacks reach Airflow's API server, at [kling] callback_base_url",
+            ),
+        ),
         "See whether the connection works: whether the service is there and takes the key. Nothing is spent.",
     ),
     Command(

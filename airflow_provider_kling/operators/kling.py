@@ -18,6 +18,7 @@ from airflow.providers.common.compat.sdk import (
 )
 
 from airflow_provider_kling import config, metrics
+from airflow_provider_kling.airflow_versions import AIRFLOW_V_3_1_PLUS, AIRFLOW_VERSION
 from airflow_provider_kling.api.errors import (
     DownloadError,
     InvalidRequestError,
@@ -96,6 +97,11 @@ class KlingGenerateVideoOperator(BaseOperator):
     :param deferrable: wait in the triggerer, without holding a worker. Default: ``[operators] default_deferrable``.
     :param wait_for_completion: False to end right after the submit; see
         :class:`~airflow_provider_kling.sensors.kling.KlingVideoSensor` for waiting elsewhere.
+    :param callback: True to have the service tell Airflow when the video is done: needs Airflow 3.1 or later,
+        ``[kling] callback_base_url``, and ``deferrable`` or no ``wait_for_completion``. A query every
+        ``[kling] callback_poll_interval`` seconds takes the place of ``poll_interval``. A task that does not wait
+        tells its outlets when the callback comes, not when it ends. Not together with ``callback_url``, which goes to
+        the service untouched and changes nothing here.
     :param poll_interval: seconds between two queries.
     :param timeout: how long to wait from the submit on, seconds or a timedelta. One video in ten takes more than
         8 minutes.
@@ -152,6 +158,7 @@ class KlingGenerateVideoOperator(BaseOperator):
         dry_run: bool = False,
         deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
         wait_for_completion: bool = True,
+        callback: bool = False,
         poll_interval: float = DEFAULT_POLL_INTERVAL,
         timeout: float | timedelta = DEFAULT_TIMEOUT,
         ledger_path: str | None = None,
@@ -184,6 +191,7 @@ class KlingGenerateVideoOperator(BaseOperator):
         self.is_dry_run = dry_run
         self.deferrable = deferrable
         self.wait_for_completion = wait_for_completion
+        self.callback = callback
         self.poll_interval = seconds_above_zero("poll_interval", poll_interval)
         self.timeout = seconds_above_zero("timeout", timeout)
         self.ledger_path = ledger_path
@@ -194,6 +202,7 @@ class KlingGenerateVideoOperator(BaseOperator):
         self.kling_task_id: str | None = None
         self.is_killed = False
         self._lineage: tuple[Asked | None, Sequence[StoredFile]] = (None, ())
+        self._check_callback()
         # A mapped task is made when it runs, where an error of this place would be retried: it is checked then.
         if not is_made_from_mapped(self):
             self._check_literals()
@@ -328,11 +337,29 @@ class KlingGenerateVideoOperator(BaseOperator):
             raise InvalidRequestError(faults)
         self._check_output()
 
+    def _check_callback(self) -> None:
+        if not self.callback:
+            return
+        if not AIRFLOW_V_3_1_PLUS:
+            raise ValueError(
+                f"callback=True needs Airflow 3.1 or later, and this is {AIRFLOW_VERSION}. Leave it out: the task asks "
+                "the service every poll_interval seconds instead."
+            )
+        if self.callback_url is not None:
+            raise ValueError(
+                "Give callback=True or a callback_url of your own, not both: the service calls one address."
+            )
+        if self.wait_for_completion and not self.deferrable:
+            raise ValueError(
+                "callback=True resumes a task that is deferred, and this one would wait on its worker. Set "
+                "deferrable=True, or wait_for_completion=False."
+            )
+
     def _check_output(self) -> None:
-        if self.outlets and not self.wait_for_completion:
+        if self.outlets and not self.wait_for_completion and not self.callback:
             raise ValueError(
                 "outlets need wait_for_completion: this task ends before there is a video, and would tell of one. Give "
-                "the outlets to the task that waits."
+                "the outlets to the task that waits, or set callback=True."
             )
         if self.output_path is not None:
             if not self.wait_for_completion:

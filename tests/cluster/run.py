@@ -129,6 +129,9 @@ SERVICE = (
             "drift:call=query,shape=task_id+status+videos,rate=0.1",
             "drift:call=query,shape=result_json_string,rate=0.05",
             "drift:call=query,shape=unknown_state,rate=0.02",
+            "drop:call=callback,rate=0.1",
+            "duplicate:call=callback,copies=3,rate=0.2",
+            "slow:call=callback,seconds=3,rate=0.1",
         )
         for argument in ("--fault", fault)
     ),

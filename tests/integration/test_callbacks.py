@@ -1,0 +1,360 @@
+"""Callbacks through a real Airflow: its API servers, its database, its scheduler, and a proxy in front of it."""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
+from typing import Any
+
+import aiohttp
+import pytest
+import requests
+from aiohttp import web
+
+from airflow_provider_kling.callbacks import PATH, CallbackToken
+from airflow_provider_kling.emulator import KlingEmulator
+from dev.local_airflow import COMPONENTS, LocalAirflow
+from dev.processes import LOOPBACK, free_port
+from tests.integration.conftest import DAGS
+from tests.integration.test_provider import wait_until
+
+LATENCY = 12.0
+"""Seconds: longer than a task takes from its submit to its deferral, on a busy machine too."""
+
+
+class Proxy:
+    """
+    What stands between the Internet and Airflow: it forwards one path, takes its own beginning of it away, and knows
+    two API servers.
+    """
+
+    def __init__(self, ports: list[int]) -> None:
+        self.ports = ports
+        self.port = free_port()
+        self.seen: list[tuple[str, int]] = []
+        self.is_down = False
+        self._turn = 0
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._ready = threading.Event()
+
+    @property
+    def url(self) -> str:
+        return f"http://{LOOPBACK}:{self.port}/deep/path"
+
+    def start(self) -> None:
+        self._thread.start()
+        self._ready.wait(30)
+
+    def stop(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(10)
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        app = web.Application()
+        app.router.add_route("POST", "/deep/path" + PATH + "/{token}", self._forward)
+        runner = web.AppRunner(app)
+        self._loop.run_until_complete(runner.setup())
+        self._loop.run_until_complete(web.TCPSite(runner, LOOPBACK, self.port).start())
+        self._ready.set()
+        self._loop.run_forever()
+        self._loop.run_until_complete(runner.cleanup())
+
+    async def _forward(self, request: web.Request) -> web.Response:
+        if self.is_down:
+            return web.Response(status=502)
+        self._turn += 1
+        port = self.ports[self._turn % len(self.ports)]
+        target = f"http://{LOOPBACK}:{port}{PATH}/{request.match_info['token']}"
+        try:
+            async with (
+                aiohttp.ClientSession() as session,
+                session.post(
+                    target, data=await request.read(), headers={"Content-Type": request.content_type}
+                ) as answer,
+            ):
+                self.seen.append((request.match_info["token"], answer.status))
+                return web.Response(status=answer.status, body=await answer.read())
+        except aiohttp.ClientError:
+            return web.Response(status=502)
+
+
+@pytest.fixture(scope="module")
+def service() -> Iterator[KlingEmulator]:
+    with KlingEmulator(latency=LATENCY, callback_redelivery_interval=5) as emulator:
+        yield emulator
+
+
+@pytest.fixture(scope="module")
+def proxy() -> Iterator[Proxy]:
+    proxy = Proxy([free_port(), free_port()])
+    proxy.start()
+    yield proxy
+    proxy.stop()
+
+
+@pytest.fixture(scope="module")
+def airflow(
+    service: KlingEmulator, proxy: Proxy, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[LocalAirflow]:
+    """Run Airflow with two API servers, which the service reaches through a proxy only."""
+    home = tmp_path_factory.mktemp("airflow")
+    print(f"AIRFLOW_HOME with all logs: {home}")
+    first, second = proxy.ports
+    with LocalAirflow(
+        home,
+        dags=[DAGS],
+        port=first,
+        components={**COMPONENTS, "api-server-2": ("api-server", "--port", str(second))},
+        connections={"kling_default": service.connection_uri},
+        config={
+            "kling": {"callback_base_url": proxy.url, "callback_poll_interval": "300"},
+            "scheduler": {
+                "scheduler_health_check_threshold": "10",
+                "orphaned_tasks_check_interval": "5",
+            },
+        },
+    ) as running:
+        wait_until(lambda: answers(second))
+        yield running
+
+
+def answers(port: int) -> bool:
+    try:
+        return requests.get(f"http://{LOOPBACK}:{port}/api/v2/monitor/health", timeout=5).ok
+    except requests.RequestException:
+        return False
+
+
+def start(airflow: LocalAirflow, dag_id: str = "kling_called_back") -> tuple[str, str]:
+    """Start a run and wait until its task waits. Return the run's id and the Kling task's."""
+    run_id = airflow.trigger(dag_id)
+    airflow.api.wait_for_task(dag_id, run_id, "make", "deferred")
+    return run_id, airflow.api.xcom(dag_id, run_id, "make", "task_id")
+
+
+def succeed(airflow: LocalAirflow, run_id: str, dag_id: str = "kling_called_back") -> None:
+    assert airflow.wait_for_run(dag_id, run_id) == "success", airflow.why_run_failed(dag_id, run_id)
+
+
+def body(kling_task_id: str, state: str = "completed") -> dict[str, Any]:
+    return {"code": 200, "data": {"taskId": kling_task_id, "state": state, "resultJson": None}}
+
+
+def address(service: KlingEmulator, run_id: str) -> str:
+    return str(service.ledger.tasks(run_id)[0].body["callback_url"])
+
+
+def log_lines(airflow: LocalAirflow) -> str:
+    return "".join(
+        airflow.component_log(name).read_text(errors="replace") for name in ("api-server", "api-server-2")
+    )
+
+
+def test_a_called_back_task_goes_on_at_once_and_is_asked_for_twice(
+    airflow: LocalAirflow, service: KlingEmulator, proxy: Proxy
+) -> None:
+    """Twice: by the receiver, and by the worker that the task goes on with."""
+    dag_id = "kling_called_back_often"
+    run_id = airflow.trigger(dag_id)
+    left: dict[int, float] = {}
+    while len(left) < 6:
+        for row in airflow.query(
+            "SELECT map_index, scheduled_dttm, next_kwargs FROM task_instance WHERE run_id = ? AND next_kwargs LIKE ?",
+            (run_id, "%completed%"),
+        ):
+            at = datetime.fromisoformat(row["scheduled_dttm"]).timestamp()
+            left.setdefault(row["map_index"], at if at > 1e9 else time.time())
+        assert airflow.api.run_state(dag_id, run_id) != "failed", airflow.why_run_failed(dag_id, run_id)
+        time.sleep(0.2)
+    succeed(airflow, run_id, dag_id)
+    tasks = service.ledger.tasks(run_id)
+    waits = []
+    for map_index, at in left.items():
+        [task] = [
+            each
+            for each in tasks
+            if each.task_id == airflow.api.xcom(dag_id, run_id, "make", "task_id", map_index=map_index)
+        ]
+        assert task.ends_at is not None
+        waits.append(at - task.ends_at)
+    print(f"completed to resumed, seconds: {sorted(round(wait, 2) for wait in waits)}")
+    assert statistics.median(waits) < 2
+    assert max(task.queries for task in tasks) <= 3
+    assert all(service.ledger.callbacks(task.task_id) for task in tasks)
+
+
+def test_ten_at_once_through_two_api_servers_resume_it_once(
+    airflow: LocalAirflow, service: KlingEmulator, proxy: Proxy
+) -> None:
+    service.inject("drop", call="callback")
+    run_id, kling_task_id = start(airflow)
+    url = address(service, run_id)
+    wait_until(lambda: service.ledger.tasks(run_id)[0].state == "completed")
+    with ThreadPoolExecutor(10) as threads:
+        statuses = list(
+            threads.map(
+                lambda _: requests.post(url, json=body(kling_task_id), timeout=20).status_code, range(10)
+            )
+        )
+    assert 200 in statuses
+    assert set(statuses) <= {200, 503}
+    succeed(airflow, run_id)
+    assert log_lines(airflow).count(f"{kling_task_id}': completed; its task was resumed;") == 1
+    assert len(service.ledger.creates(run_id)) == 1
+    # Late: after success, and after a clear.
+    assert requests.post(url, json=body(kling_task_id), timeout=20).status_code == 200
+    clear(airflow, run_id)
+    succeed(airflow, run_id)
+    assert requests.post(url, json=body(kling_task_id), timeout=20).status_code == 200
+    assert len(service.ledger.paid(run_id)) == 1
+
+
+def clear(airflow: LocalAirflow, run_id: str) -> None:
+    airflow.api.call(
+        "POST",
+        "dags/kling_called_back/clearTaskInstances",
+        json={"dry_run": False, "dag_run_id": run_id, "task_ids": ["make"], "only_failed": False},
+    )
+    wait_until(lambda: airflow.api.run_state("kling_called_back", run_id) != "success")
+
+
+def test_what_is_forged_changes_nothing(airflow: LocalAirflow, service: KlingEmulator, proxy: Proxy) -> None:
+    service.inject("latency", seconds=60, times=2)
+    run_id, kling_task_id = start(airflow)
+    other_run_id, other_task_id = start(airflow)
+    url, other_url = address(service, run_id), address(service, other_run_id)
+    token = url.rpartition("/")[2]
+    read = CallbackToken.read(token)
+    assert read is not None
+    forged = f"{proxy.url}{PATH}/{read.sign('sk_guessed')}"
+    said = {
+        "forged": requests.post(forged, json=body(kling_task_id), timeout=20),
+        "another task's": requests.post(other_url, json=body(kling_task_id), timeout=20),
+        "another video's": requests.post(url, json=body(other_task_id), timeout=20),
+        "no video's": requests.post(url, json=body("made-up"), timeout=20),
+        "nothing": requests.post(url, data=b"{", timeout=20),
+    }
+    assert {name: (each.status_code, each.text) for name, each in said.items()} == dict.fromkeys(
+        said, (404, '{"detail":"Not Found"}')
+    )
+    assert requests.post(url, data=b" " * 70_000, timeout=20).status_code == 413
+    assert requests.post(url, json=body(kling_task_id), timeout=20).status_code == 503, "it is not completed"
+    for each in (run_id, other_run_id):
+        [ti] = airflow.task_instances("kling_called_back", each)
+        assert ti.state == "deferred"
+    succeed(airflow, run_id)
+    succeed(airflow, other_run_id)
+    assert len(service.ledger.creates(run_id)) == 1
+
+
+def test_a_service_that_cannot_be_asked_is_asked_when_it_calls_again(
+    airflow: LocalAirflow, service: KlingEmulator
+) -> None:
+    run_id, kling_task_id = start(airflow)
+    fault = service.inject("answer", status=503, call="query", prompt=run_id, times="always")
+    wait_until(lambda: len(service.ledger.callbacks(kling_task_id)) >= 2)
+    assert service.ledger.callbacks(kling_task_id)[0].status == 503
+    service.faults.remove(fault)
+    succeed(airflow, run_id)
+    assert service.ledger.callbacks(kling_task_id)[-1].was_accepted
+
+
+def test_a_video_that_is_done_before_its_task_has_deferred_comes_home(
+    airflow: LocalAirflow, service: KlingEmulator
+) -> None:
+    service.inject("latency", seconds=0.1)
+    run_id = airflow.trigger("kling_called_back")
+    succeed(airflow, run_id)
+    [task] = service.ledger.tasks(run_id)
+    statuses = [sent.status for sent in service.ledger.callbacks(task.task_id)]
+    assert statuses[-1] == 200
+    assert set(statuses[:-1]) <= {503}
+
+
+def test_one_api_server_that_is_killed_loses_no_callback(
+    airflow: LocalAirflow, service: KlingEmulator, proxy: Proxy
+) -> None:
+    run_id, kling_task_id = start(airflow)
+    airflow.kill("api-server-2")
+    succeed(airflow, run_id)
+    assert service.ledger.callbacks(kling_task_id)[-1].was_accepted
+    airflow.start_component("api-server-2")
+    wait_until(lambda: answers(proxy.ports[1]))
+
+
+def test_a_worker_that_is_killed_between_the_request_and_the_ledger_has_its_video_paid_once(
+    airflow: LocalAirflow, service: KlingEmulator
+) -> None:
+    """The answer never comes, so the ledger holds an intent when the worker dies; the callback names the video."""
+    dag_id = "kling_called_back_lost"
+    service.inject("slow", call="create", seconds=20)
+    run_id = airflow.trigger(dag_id)
+    wait_until(lambda: service.ledger.creates(run_id))
+    airflow.kill("scheduler")
+    airflow.start_component("scheduler")
+    airflow.wait_until_healthy()
+    assert airflow.wait_for_run(dag_id, run_id, timeout=400) == "success", airflow.why_run_failed(
+        dag_id, run_id
+    )
+    assert len(service.ledger.creates(run_id)) == 1
+    assert len(service.ledger.paid(run_id)) == 1
+    assert "the ledger knows its id now" in log_lines(airflow)
+
+
+def test_a_task_that_did_not_wait_starts_the_dag_behind_its_asset_when_the_video_is_there(
+    airflow: LocalAirflow, service: KlingEmulator
+) -> None:
+    airflow.api.wait_for_dag("kling_after_the_film")
+    airflow.api.unpause("kling_after_the_film")
+    service.inject("duplicate", call="callback", copies=3)
+    run_id = airflow.run("kling_submit_and_forget")
+    assert service.ledger.tasks(run_id)[0].state != "completed"
+    assert airflow.api.run_ids("kling_after_the_film") == []
+    started = wait_until(lambda: airflow.api.run_ids("kling_after_the_film"))
+    assert airflow.wait_for_run("kling_after_the_film", started[0]) == "success"
+    [told] = airflow.api.xcom("kling_after_the_film", started[0], "received")
+    assert told["task_id"] == service.ledger.tasks(run_id)[0].task_id
+    assert told["request"]["prompt"] == run_id
+    time.sleep(3)
+    assert len(airflow.api.run_ids("kling_after_the_film")) == 1
+
+
+def test_with_the_receiver_out_of_reach_everything_is_completed_by_polling(
+    airflow: LocalAirflow, service: KlingEmulator, proxy: Proxy
+) -> None:
+    proxy.is_down = True
+    airflow.stop_component("scheduler")
+    components = airflow._component_environment
+    airflow._component_environment = {
+        **components,
+        "scheduler": {"AIRFLOW__KLING__CALLBACK_POLL_INTERVAL": "8"},
+    }
+    airflow.start_component("scheduler")
+    airflow.wait_until_healthy()
+    try:
+        run_id, kling_task_id = start(airflow)
+        succeed(airflow, run_id)
+        assert not any(sent.was_accepted for sent in service.ledger.callbacks(kling_task_id))
+        assert len(service.ledger.paid(run_id)) == 1
+    finally:
+        proxy.is_down = False
+
+
+def test_no_log_has_an_address_in_it(airflow: LocalAirflow, service: KlingEmulator) -> None:
+    tokens = {
+        str(task.body["callback_url"]).rpartition("/")[2].encode()
+        for task in service.ledger.tasks()
+        if task.body.get("callback_url")
+    }
+    assert tokens
+    searched = [path for path in airflow.log_files() if path.stat().st_size]
+    searched += [airflow.database, *airflow.database.parent.glob("airflow.db-*")]
+    found = [path for path in searched for token in tokens if token in path.read_bytes()]
+    assert found == []
