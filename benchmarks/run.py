@@ -24,6 +24,7 @@ from benchmarks.report import RESULTS, figure, section, table
 BENCHMARKS = {
     "simulation": "which schedule of queries suits the service's latency",
     "imports": "importing the operators, and the provider info",
+    "download": "storing a result of 1 GB, beside curl",
     "queries": "CPU a query in the triggerer, beside the peers and the bare loop",
     "waiting": "ten thousand videos in one process, and growth to there",
     "connections": "connections opened in ten minutes",
