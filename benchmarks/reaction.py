@@ -53,6 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 environment={
                     "REQUESTS_CA_BUNDLE": authority,
                     "BENCHMARK_VIDEOS": str(given.videos),
+                    "BENCHMARK_JOB_SECONDS": "0",
                     "BENCHMARK_LEDGER_PATH": f"file://{directory}/ledger",
                 },
             ) as airflow,
