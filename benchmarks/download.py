@@ -86,7 +86,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         notes=[
             (
                 "Ours checks the length, reads the film's own data, makes its SHA-256 and syncs it to disk with its "
-                "manifest; curl does none of that. The hash is made in a thread of its own: it needs the second processor."
+                "manifest; curl does none of that. The hash is made in a thread of its own: it needs the second "
+                "processor."
             )
         ],
     )
