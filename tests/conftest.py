@@ -77,17 +77,30 @@ def run_dag(airflow_db: None) -> Callable[..., DagRun]:
 
 
 def store_dag(dag: DAG) -> None:
-    """Put a Dag into the database, as the Dag processor does with one that it reads: from 3.1 on a run needs that."""
-    if AIRFLOW < (3, 1):
+    """
+    Put a Dag into the database, as the Dag processor does with one that it reads.
+
+    From 3.0 on its assets have to be there for a run, and from 3.1 on the Dag itself.
+    """
+    if AIRFLOW < (3, 0):
         return
     from airflow.dag_processing.bundles.manager import DagBundlesManager
 
     if AIRFLOW < (3, 2):
-        from airflow.models.dagbag import DagBag, sync_bag_to_db
+        from airflow.models.dagbag import DagBag
     else:
-        from airflow.dag_processing.dagbag import DagBag, sync_bag_to_db
+        from airflow.dag_processing.dagbag import DagBag
     DagBundlesManager().sync_bundles_to_db()
     bag = DagBag(os.environ["AIRFLOW__CORE__DAGS_FOLDER"])
+    if AIRFLOW < (3, 1):
+        dag.relative_fileloc = Path(dag.fileloc).name
+        bag.bag_dag(dag)
+        bag.sync_to_db("dags-folder", None)
+        return
+    if AIRFLOW < (3, 2):
+        from airflow.models.dagbag import sync_bag_to_db
+    else:
+        from airflow.dag_processing.dagbag import sync_bag_to_db
     bag.bag_dag(dag)
     sync_bag_to_db(bag, bundle_name="dags-folder", bundle_version=None)
 
