@@ -10,8 +10,10 @@ import asyncio
 import copy
 import importlib
 import json
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -52,6 +54,19 @@ class TaskRun:
         if self.error is not None:
             raise self.error
         return self.result
+
+
+class OutletEvents:
+    """As much of Airflow's outlet events as a task uses."""
+
+    def __init__(self) -> None:
+        # By its text: not every Airflow's asset can be a key.
+        self.of: defaultdict[str, Any] = defaultdict(lambda: SimpleNamespace(extra={}, added=[]))
+
+    def __getitem__(self, outlet: Any) -> Any:
+        event = self.of[repr(outlet)]
+        event.add = lambda asset, extra: event.added.append((asset.uri, extra))
+        return event
 
 
 def run_task(

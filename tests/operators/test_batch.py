@@ -6,11 +6,9 @@ import itertools
 import json
 import time
 import traceback
-from collections import defaultdict
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -32,7 +30,7 @@ from airflow_provider_kling.emulator import KlingEmulator
 from airflow_provider_kling.hooks import kling as kling_hook
 from airflow_provider_kling.operators.batch import KlingGenerateVideoBatchOperator
 from tests.media import draw_image
-from tests.task_runs import TaskInstance, TaskRun, run_task
+from tests.task_runs import OutletEvents, TaskInstance, TaskRun, run_task
 
 both_ways = pytest.mark.parametrize("deferrable", [False, True], ids=["on the worker", "deferred"])
 
@@ -44,18 +42,6 @@ def operator(**arguments: Any) -> KlingGenerateVideoBatchOperator:
 
 def run(ti: TaskInstance | None = None, context: dict[str, Any] | None = None, **arguments: Any) -> TaskRun:
     return run_task(lambda: operator(**arguments), ti=ti, context=context)
-
-
-class Events:
-    """As much of Airflow's outlet events as a task uses."""
-
-    def __init__(self) -> None:
-        self.of: defaultdict[Any, Any] = defaultdict(lambda: SimpleNamespace(extra={}, added=[]))
-
-    def __getitem__(self, outlet: Any) -> Any:
-        event = self.of[repr(outlet)]
-        event.add = lambda asset, extra: event.added.append((asset.uri, extra))
-        return event
 
 
 def prompts(count: int) -> list[dict[str, Any]]:
@@ -112,7 +98,7 @@ def test_an_empty_list_is_a_success_and_says_so(
 
 @pytest.mark.usefixtures("kling_emulator")
 def test_the_event_of_an_empty_list_says_that_there_is_nothing_new() -> None:
-    asset, events = Asset("s3://bucket/trailers"), Events()
+    asset, events = Asset("s3://bucket/trailers"), OutletEvents()
     run(requests=[], outlets=[asset], context={"outlet_events": events}).value()
     assert (events[asset].extra["total"], events[asset].extra["completed"]) == (0, 0)
 
@@ -423,7 +409,7 @@ def test_a_dry_run_tells_the_cost_of_all_and_asks_for_nothing(kling_emulator: Kl
 
 @pytest.mark.parametrize("requests", [prompts(2), []], ids=["a list", "an empty list"])
 def test_a_dry_run_updates_no_outlet(kling_emulator: KlingEmulator, requests: list[Any]) -> None:
-    outlet, events = Asset("s3://bucket/trailers"), Events()
+    outlet, events = Asset("s3://bucket/trailers"), OutletEvents()
     done = run(requests=requests, dry_run=True, outlets=[outlet], context={"outlet_events": events})
     assert isinstance(done.error, AirflowSkipException)
     assert done.ti.xcoms["return_value"]["state"] == "dry_run"
@@ -588,7 +574,7 @@ def test_a_table_of_many_shows_those_that_are_missing() -> None:
 
 @pytest.mark.usefixtures("kling_emulator")
 def test_outlets_tell_of_all_videos_and_an_alias_becomes_each_file(tmp_path: Path) -> None:
-    asset, alias, events = Asset("s3://bucket/trailers"), AssetAlias("trailers"), Events()
+    asset, alias, events = Asset("s3://bucket/trailers"), AssetAlias("trailers"), OutletEvents()
     result = run(
         requests=prompts(3),
         deferrable=True,

@@ -24,7 +24,7 @@ from airflow_provider_kling.emulator import KlingEmulator
 from airflow_provider_kling.operators import kling as operators
 from airflow_provider_kling.operators.kling import KlingGenerateVideoOperator
 from tests.conftest import AIRFLOW
-from tests.task_runs import TaskInstance, TaskRun, run_task
+from tests.task_runs import OutletEvents, TaskInstance, TaskRun, run_task
 
 BASE_URL = "http://127.0.0.1:9/af"
 needs_callbacks = pytest.mark.skipif(AIRFLOW < (3, 1), reason="callbacks need Airflow 3.1")
@@ -192,26 +192,15 @@ def test_a_lost_answer_is_worth_a_retry_since_the_callback_can_bring_it_home(
     assert len(kling_emulator.ledger.creates()) == 1
 
 
-class Events(dict[Any, Any]):
-    """Airflow's accessors of a task's outlet events, as far as they are written to."""
-
-    class Event:
-        extra: Any = None
-
-    def __missing__(self, key: Any) -> Any:
-        self[key] = self.Event()
-        return self[key]
-
-
 @needs_callbacks
 def test_a_task_that_does_not_wait_leaves_its_assets_to_the_callback(kling_emulator: KlingEmulator) -> None:
     kling_emulator.inject("latency", seconds=3600)
     outlets = [Asset("film"), Asset(name="films", uri="s3://films/all"), AssetAlias("new")]
     operator = make(wait_for_completion=False, deferrable=False, outlets=outlets)
-    ti, events = TaskInstance(), Events()
+    ti, events = TaskInstance(), OutletEvents()
     result = operator.execute({"ti": ti, "outlet_events": events})  # type: ignore[typeddict-item]
     assert operator.outlets == [], "Airflow would tell of a video that is not there yet"
-    assert events == {}
+    assert events.of == {}
     left = ti.xcoms[XCOM_CALLBACK]
     assert left["kling_task_id"] == result["task_id"]
     assert left["outlets"] == [{"name": each.name, "uri": each.uri} for each in outlets[:2]]  # type: ignore[attr-defined]
@@ -227,10 +216,10 @@ def test_one_that_finds_its_video_made_tells_its_assets_itself(
         "ledger_path": str(tmp_path),
     }
     kling_task_id = attempt(**arguments).value()["task_id"]
-    operator, ti, events = make(**arguments), TaskInstance(), Events()
+    operator, ti, events = make(**arguments), TaskInstance(), OutletEvents()
     result = operator.execute({"ti": ti, "outlet_events": events})  # type: ignore[typeddict-item]
     assert result["state"] == "completed"
     assert operator.outlets == [Asset("film")]
-    [told] = events.values()
+    [told] = events.of.values()
     assert told.extra["task_id"] == kling_task_id
     assert XCOM_CALLBACK not in ti.xcoms

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,7 +24,7 @@ from airflow_provider_kling.operators.kling import KlingDownloadVideoOperator, K
 from airflow_provider_kling.storage import StorageError
 from tests.media import draw_image, draw_video
 from tests.s3 import S3Server, s3_endpoint, s3_server
-from tests.task_runs import TaskInstance, run_task
+from tests.task_runs import OutletEvents, TaskInstance, run_task
 
 __all__ = ["s3_endpoint", "s3_server"]
 
@@ -212,7 +210,7 @@ SIGNED = "https://user:hunter2@example.com/pics/ben.png?X-Amz-Signature=abc#part
 def test_a_signed_reference_is_sent_whole_and_told_without_its_signature(
     kling_emulator: KlingEmulator, tmp_path: Path
 ) -> None:
-    asset, events = Asset("s3://bucket/trailers"), Events()
+    asset, events = Asset("s3://bucket/trailers"), OutletEvents()
     run = run_task(
         lambda: operator(
             prompt="<<<image_1>>>",
@@ -346,7 +344,7 @@ def test_a_video_refused_at_once_fails_the_task_that_does_not_wait(
 
 
 def test_a_path_of_any_script_becomes_an_asset(kling_emulator: KlingEmulator, tmp_path: Path) -> None:
-    alias, events = AssetAlias("trailers"), Events()
+    alias, events = AssetAlias("trailers"), OutletEvents()
     run_task(
         lambda: operator(output_path=f"{tmp_path}/vidéos/été.mp4", outlets=[alias]),
         context={"outlet_events": events},
@@ -372,21 +370,9 @@ def test_a_file_that_is_there_is_not_fetched_again(kling_emulator: KlingEmulator
     assert Path(first["path"]).stat().st_mtime_ns == written
 
 
-class Events:
-    """As much of Airflow's outlet events as a task uses."""
-
-    def __init__(self) -> None:
-        self.of: defaultdict[Any, Any] = defaultdict(lambda: SimpleNamespace(extra={}, added=[]))
-
-    def __getitem__(self, outlet: Any) -> Any:
-        event = self.of[repr(outlet)]
-        event.add = lambda asset, extra: event.added.append((asset.uri, extra))
-        return event
-
-
 @pytest.mark.usefixtures("kling_emulator")
 def test_the_event_of_an_outlet_tells_what_was_made_and_gives_no_link_away(tmp_path: Path) -> None:
-    asset, alias, events = Asset("s3://bucket/trailers"), AssetAlias("trailers"), Events()
+    asset, alias, events = Asset("s3://bucket/trailers"), AssetAlias("trailers"), OutletEvents()
     result = run_task(
         lambda: operator(output_path=str(tmp_path), outlets=[asset, alias, "another kind"]),
         context={"outlet_events": events},
@@ -406,7 +392,7 @@ def test_the_event_of_an_outlet_tells_what_was_made_and_gives_no_link_away(tmp_p
 def test_an_alias_becomes_the_stored_file_without_the_connection_in_its_uri(
     kling_emulator: KlingEmulator, s3_server: S3Server
 ) -> None:
-    alias, events = AssetAlias("trailers"), Events()
+    alias, events = AssetAlias("trailers"), OutletEvents()
     run_task(
         lambda: operator(output_path=s3_server.uri("t.mp4"), outlets=[alias]),
         context={"outlet_events": events},
