@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from airflow.providers.common.compat.sdk import AirflowConfigException
 
 from airflow_provider_kling import config, metrics
+from airflow_provider_kling.airflow_versions import THREADS_MAY_ASK_AIRFLOW
 from airflow_provider_kling.api.errors import (
     InvalidRequestError,
     KeyRefusedError,
@@ -894,8 +895,10 @@ class Batch:
         )
 
     def _side_by_side(self, do: Callable[[_In], _Out], each: Sequence[_In]) -> Iterator[_Out]:
-        if len(each) < 2:
+        if len(each) < 2 or not THREADS_MAY_ASK_AIRFLOW:
             return iter([do(one) for one in each])
+        with contextlib.suppress(KlingError):
+            self._hook.get_conn()  # once, and not once in each thread; who needs it tells what is wrong
         with ThreadPoolExecutor(min(SIDE_BY_SIDE, len(each)), thread_name_prefix="kling-batch") as threads:
             return iter(list(threads.map(do, each)))
 

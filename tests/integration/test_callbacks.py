@@ -214,7 +214,7 @@ def test_a_list_goes_on_when_its_last_video_is_over_and_each_is_asked_for_twice(
     assert len(tasks) == len(service.ledger.paid(run_id)) == 6
     tell([at - max(task.ends_at or 0.0 for task in tasks)])
     assert max(task.queries for task in tasks) <= 3
-    assert count_of(airflow, "kling_called_back_list.make", run_id, "its task was resumed") == 1
+    assert count_of(airflow, "kling_called_back_list.make", run_id, "its task was resumed;") == 1
     assert airflow.api.xcom(dag_id, run_id, "make")["completed"] == 6
 
 
@@ -228,7 +228,7 @@ def test_a_list_in_waves_whose_callbacks_come_ten_times_each_starts_few_workers(
     tasks = service.ledger.tasks(run_id)
     assert len(tasks) == len(service.ledger.paid(run_id)) == 6
     assert sum(len(service.ledger.callbacks(task.task_id)) for task in tasks) >= 60
-    starts = 1 + count_of(airflow, "kling_called_back_waves.make", run_id, "its task was resumed")
+    starts = 1 + count_of(airflow, "kling_called_back_waves.make", run_id, "its task was resumed;")
     print(f"worker starts for 6 videos, 3 at a time: {starts}; queries: {[task.queries for task in tasks]}")
     assert starts <= 6
     assert max(task.queries for task in tasks) <= 3
