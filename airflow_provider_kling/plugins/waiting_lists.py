@@ -144,20 +144,22 @@ def note(found: Found, kling_task_id: str, outcome: Outcome | None) -> Noted | N
     listed, key = found.listed, found.key
     assert listed is not None  # noqa: S101 - of a list there is one
     assert key is not None  # noqa: S101
-    states = (TaskInstanceState.DEFERRED,) if found.trigger_id is not None else _AT_WORK
+    its = TaskInstance.id == found.ti_id
     with asking() as session:
         # Whoever notes another video of this task at the same time waits here.
-        if not lock(
+        waits = found.trigger_id is not None and lock(
             session,
-            TaskInstance.id == found.ti_id,
-            TaskInstance.state.in_(states),
+            its,
+            TaskInstance.state == TaskInstanceState.DEFERRED,
             TaskInstance.trigger_id == found.trigger_id,
-        ):
+        )
+        # It may have been resumed since it was looked for.
+        if not waits and not lock(session, its, TaskInstance.state.in_(_AT_WORK)):
             return None
         noted = _noted(session, key)
         if outcome is not None:
             noted[kling_task_id] = outcome.value
-        if found.trigger_id is None:
+        if not waits:
             put_xcom(session, key, XCOM_OVER, noted)
             return Noted(len(noted), 0, is_enough=False, is_resumed=False)
         noted = {each: noted[each] for each in listed.waits_for if each in noted}

@@ -187,14 +187,14 @@ def _waiting(airflow: LocalAirflow, made: list[str]) -> list[str]:
 def _deliver(calls: list[tuple[str, str]]) -> Counter[int]:
     """
     Call as the service does: when it is time, whether or not earlier calls were answered; some doubled; each until it
-    is answered with 2xx, after 1, 2 and 4 seconds and then every 5.
+    is answered with 2xx, after 1, 2 and 4 seconds and then every minute.
     """
     statuses: Counter[int] = Counter()
 
     async def send(session: aiohttp.ClientSession, at: float, kling_task_id: str, url: str) -> None:
         await asyncio.sleep(at)
         body = {"code": 200, "data": {"taskId": kling_task_id, "state": "completed", "resultJson": None}}
-        for pause in (1, 2, 4, *[5] * 24):
+        for pause in (1, 2, 4, *[60] * 30):
             try:
                 async with session.post(url, json=body) as answer:
                     status = answer.status

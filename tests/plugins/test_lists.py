@@ -18,6 +18,7 @@ from airflow_provider_kling.batch_ledger import BatchLedger, Entry, FilePages, T
 from airflow_provider_kling.callbacks import XCOM_OVER
 from airflow_provider_kling.emulator import KlingEmulator
 from airflow_provider_kling.ledger import RecordState, SubmissionKey
+from airflow_provider_kling.plugins import callbacks as receiver
 from airflow_provider_kling.plugins import waiting_tasks
 from airflow_provider_kling.triggers.batch import KlingVideosTrigger
 from tests.conftest import AIRFLOW
@@ -125,6 +126,25 @@ def test_an_event_of_its_trigger_loses_nothing_of_what_is_noted(
     assert videos.call(client, 2) == TAKEN
     waiter.change(state="queued", trigger_id=None)
     assert waiter.xcom(XCOM_OVER) == {videos.ids[2]: "completed"}
+
+
+def test_what_is_asked_for_while_the_task_is_resumed_by_another_is_noted_all_the_same(
+    client: Any, waiter: Waiter, videos: Videos, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waiter.defer_for_list(videos.submissions, enough=1)
+    ask = receiver.Receiver._ask
+
+    async def slowly(self: Any, settings: Any, kling_task_id: str) -> Any:
+        found = await ask(self, settings, kling_task_id)
+        waiter.change(state="queued", trigger_id=None)
+        return found
+
+    monkeypatch.setattr(receiver.Receiver, "_ask", slowly)
+    assert videos.call(client, 0) == AGAIN
+    assert waiter.xcom(XCOM_OVER) == {videos.ids[0]: "completed"}
+    waiter.change(state="running")
+    assert videos.call(client, 0) == AGAIN
+    assert videos.queries() == [1, 0, 0, 0]
 
 
 @pytest.mark.kling_emulator(latency=3600)
