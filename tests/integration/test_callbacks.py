@@ -21,6 +21,7 @@ from airflow_provider_kling.callbacks import PATH, CallbackToken
 from airflow_provider_kling.emulator import KlingEmulator
 from dev.local_airflow import COMPONENTS, LocalAirflow
 from dev.processes import LOOPBACK, free_port
+from tests.conftest import AIRFLOW
 from tests.integration.conftest import DAGS
 from tests.integration.test_provider import wait_until
 
@@ -110,6 +111,8 @@ def airflow(
     home = tmp_path_factory.mktemp("airflow")
     print(f"AIRFLOW_HOME with all logs: {home}")
     first, second = proxy.ports
+    # An older Airflow has no task state store to find a lost submission in.
+    ledger = {} if AIRFLOW >= (3, 3) else {"ledger_path": f"file://{home}/ledger"}
     with LocalAirflow(
         home,
         dags=[DAGS],
@@ -117,7 +120,11 @@ def airflow(
         components={**COMPONENTS, "api-server-2": ("api-server", "--port", str(second))},
         connections={"kling_default": service.connection_uri},
         config={
-            "kling": {"callback_base_url": proxy.url, "callback_poll_interval": str(POLL_INTERVAL)},
+            "kling": {
+                "callback_base_url": proxy.url,
+                "callback_poll_interval": str(POLL_INTERVAL),
+                **ledger,
+            },
             "scheduler": {
                 "scheduler_health_check_threshold": "10",
                 "orphaned_tasks_check_interval": "5",
