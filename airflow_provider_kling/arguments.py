@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from airflow.providers.common.compat.sdk import AirflowFailException
 
+from airflow_provider_kling.airflow_versions import AIRFLOW_V_3_1_PLUS, AIRFLOW_VERSION
 from airflow_provider_kling.output_path import OutputPath
 
 _Choice = TypeVar("_Choice", bound=StrEnum)
@@ -84,3 +85,28 @@ def output_at(template: Any, conn_id: str | None) -> OutputPath:
         return OutputPath(text_of(template) or "", conn_id)
     except ValueError as error:
         raise AirflowFailException(f"{error} This attempt has sent nothing.") from error
+
+
+def check_callback(*, callback_url: Any, waits_on_worker: bool, instead: str = "") -> None:
+    """
+    See whether a task can be called back.
+
+    :param callback_url: the author's own, None where there is none.
+    :param waits_on_worker: whether the task would hold its worker, where nobody can resume it.
+    :param instead: what else than ``deferrable=True`` would do.
+    :raises ValueError: where it cannot.
+    """
+    if not AIRFLOW_V_3_1_PLUS:
+        raise ValueError(
+            f"callback=True needs Airflow 3.1 or later, and this is {AIRFLOW_VERSION}. Leave it out: the task asks "
+            "the service every poll_interval seconds instead."
+        )
+    if callback_url is not None:
+        raise ValueError(
+            "Give callback=True or a callback_url of your own, not both: the service calls one address."
+        )
+    if waits_on_worker:
+        raise ValueError(
+            "callback=True resumes a task that is deferred, and this one would wait on its worker. Set "
+            f"deferrable=True{instead}."
+        )

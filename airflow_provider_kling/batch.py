@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from airflow.providers.common.compat.sdk import AirflowConfigException
 
 from airflow_provider_kling import config, metrics
+from airflow_provider_kling.airflow_versions import THREADS_MAY_ASK_AIRFLOW
 from airflow_provider_kling.api.errors import (
     InvalidRequestError,
     KeyRefusedError,
@@ -45,6 +46,7 @@ from airflow_provider_kling.batch_result import (
     video_results,
 )
 from airflow_provider_kling.budget import check_balance, check_budget, shown
+from airflow_provider_kling.callbacks import XCOM_OVER, CallbackAddress
 from airflow_provider_kling.costs import DEFAULT_PATIENCE, recorded_cost
 from airflow_provider_kling.delivery import Delivery
 from airflow_provider_kling.generation import BUSY_PAUSE
@@ -196,6 +198,8 @@ class Batch:
         self._coordinates = Coordinates.of(context)
         # Read here, so that a wrong setting is told before anything is paid.
         self._max_failures = config.max_failed_queries()
+        self._callback_interval = config.callback_poll_interval() if operator.callback else None
+        self._told: set[str] = set()
         self._deliveries: dict[str | None, Delivery] = {}
         self._orders: dict[int, Order] = {}
         self._waits: dict[int, tuple[Waiting, float]] = {}
@@ -255,12 +259,17 @@ class Batch:
                     f"The ledger at {self._ledger.place} holds {len(self._entries)} of the {event.state.known} videos "
                     "that this attempt has asked for"
                 )
-            over = [entry for entry in self._flying() if entry.kling_task_id in event.over]
+            for entry in self._entries.values():
+                if entry.came_home:
+                    self._log.info("requests[%d]: a callback told its Kling task id", entry.index)
+                    self._ledger.reopen(entry)
+            ended = {**event.over, **self._called_back()}
+            over = [entry for entry in self._flying() if entry.kling_task_id in ended]
             waits = [
                 Waiting.resumed(
                     WaitEvent(
                         kling_task_id=str(entry.kling_task_id),
-                        outcome=event.over[str(entry.kling_task_id)],
+                        outcome=ended[str(entry.kling_task_id)],
                         deadline=self._deadline(entry),
                         submitted_at=_submitted_at(entry),
                     ),
@@ -331,6 +340,8 @@ class Batch:
     # Before anything is paid
 
     def _check_form(self) -> None:
+        if self._operator.callback:
+            config.require_callback_base_url()
         if faults := faults_of(self._items, self._operator.output_conn_id):
             raise InvalidRequestError(faults)
         # The document with the results lies beside the common place, whatever places the items name.
@@ -516,7 +527,8 @@ class Batch:
         :raises KlingError: where nothing more can be done in this attempt.
         """
         try:
-            obtained = self._submission(entry).obtain(deadline=time.time() + self._operator.timeout)
+            address = self._address(entry)
+            obtained = self._submission(entry, address).obtain(deadline=time.time() + self._operator.timeout)
         except (LedgerError, KilledError):
             raise
         except UnknownSubmissionError as error:
@@ -569,6 +581,10 @@ class Batch:
     # The wait
 
     def _wait(self, flying: list[Entry]) -> list[tuple[Entry, Over]]:
+        # What ended while this worker was busy needs no further one.
+        ended = self._called_back()
+        if told := [entry for entry in flying if entry.kling_task_id in ended]:
+            return self._ask(told)
         now = time.time()
         more = bool(self._to_do()) and self._state.stopped is None
         wake_at = None
@@ -590,6 +606,7 @@ class Batch:
             sum(entry.ended is not None for entry in self._entries.values()),
             len(self._items),
         )
+        submissions = [entry.submission if self._is_called_back(entry) else None for entry in flying]
         self._operator.defer(
             trigger=KlingVideosTrigger(
                 kling_conn_id=self._hook.kling_conn_id,
@@ -600,10 +617,37 @@ class Batch:
                 enough=enough,
                 wake_at=wake_at,
                 state=replace(self._state, known=len(self._ledger.of_attempt_kept())).to_dict(),
+                submissions=submissions if self._operator.callback else (),
+                callback_poll_interval=self._callback_interval,
             ),
             method_name="execute_complete",
             timeout=timedelta(seconds=ends_at - now) + DEFER_NET,
         )
+
+    def _called_back(self) -> dict[str, Outcome]:
+        """Return which videos callbacks have told to be over since this was last asked, and how they ended."""
+        if not self._operator.callback:
+            return {}
+        ti: Any = self._context["ti"]
+        map_index = -1 if ti.map_index is None else ti.map_index
+        try:
+            told = ti.xcom_pull(task_ids=ti.task_id, key=XCOM_OVER, map_indexes=map_index) or {}
+            new = {str(its): Outcome(how) for its, how in told.items() if its not in self._told}
+        except Exception as error:  # noqa: BLE001 - the trigger finds out too, if later
+            self._log.warning("What callbacks told cannot be read: %s: %s", type(error).__name__, error)
+            return {}
+        self._told.update(new)
+        return new
+
+    def _is_called_back(self, entry: Entry) -> bool:
+        """Tell whether the service will tell of a video's end. Whose end was told once is not told of again."""
+        if not self._operator.callback or entry.kling_task_id in self._told:
+            return False
+        return not self._item(entry.index).fields.get("callback_url")
+
+    def _address(self, entry: Entry) -> CallbackAddress | None:
+        called = self._is_called_back(entry)
+        return CallbackAddress(self._context, self._hook, entry.name) if called else None
 
     def _wait_here(self, flying: list[Entry], wake_at: float | None) -> list[tuple[Entry, Over]]:
         """Hold this worker until one of them is over, or there is room for more."""
@@ -826,7 +870,9 @@ class Batch:
             self._deliveries[output_path] = Delivery(self._hook, self._context, output=output, log=self._log)
         return self._deliveries[output_path]
 
-    def _submission(self, entry: Entry) -> Submission:
+    def _submission(self, entry: Entry, callback: CallbackAddress | None = None) -> Submission:
+        # The receiver knows no operator's own ledger.
+        is_shared = self._operator.ledger_path in (None, config.ledger_path())
         return Submission(
             self._hook,
             self._ledger.ledger_of(entry),
@@ -834,6 +880,8 @@ class Batch:
             on_unknown_submission=self._operator.on_unknown_submission,
             log=self._log,
             is_killed=lambda: self._operator.is_killed,
+            callback=callback,
+            is_brought_home=callback is not None and is_shared,
         )
 
     def _obtained(self, entry: Entry) -> Obtained:
@@ -847,8 +895,10 @@ class Batch:
         )
 
     def _side_by_side(self, do: Callable[[_In], _Out], each: Sequence[_In]) -> Iterator[_Out]:
-        if len(each) < 2:
+        if len(each) < 2 or not THREADS_MAY_ASK_AIRFLOW:
             return iter([do(one) for one in each])
+        with contextlib.suppress(KlingError):
+            self._hook.get_conn()  # once, and not once in each thread; who needs it tells what is wrong
         with ThreadPoolExecutor(min(SIDE_BY_SIDE, len(each)), thread_name_prefix="kling-batch") as threads:
             return iter(list(threads.map(do, each)))
 

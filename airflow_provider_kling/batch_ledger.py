@@ -12,6 +12,7 @@ import contextlib
 import json
 import re
 import threading
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from uuid import uuid4
 from airflow.providers.common.compat.sdk import ObjectStoragePath
 
 from airflow_provider_kling.airflow_versions import AIRFLOW_V_3_3_PLUS
+from airflow_provider_kling.callbacks import submission_name
 from airflow_provider_kling.ledger import (
     VERSION,
     FileLedgerStore,
@@ -40,9 +42,12 @@ PAGE_ENTRIES = 60
 """Records begun on one page: a finished one is seldom larger than 1 KB."""
 STORE_KEY = "kling_videos"
 """Beginning of the keys of the pages in Airflow's task state store and in XCom."""
+HOME_KEY = f"{STORE_KEY}_called_back"
+"""Key of the page, in Airflow's task state store, of what callbacks tell of submissions that were lost."""
 
 _CLAIM = re.compile(r"([0-9]{6})\.json")
 _PAGE = re.compile(r"([0-9]{6})\.([0-9]{4})\.json")
+_HOME = re.compile(r"[0-9a-f]+-[0-9]+\.json")
 _RANK = {state.value: rank for rank, state in enumerate(RecordState)}
 """How far a record has come, among those of one generation."""
 _DIGEST_CHARACTERS = 32
@@ -83,6 +88,15 @@ class Pages(ABC):
     def write(self, attempt: int, number: int, document: Mapping[str, Any]) -> None:
         """Keep a page, all of it or nothing."""
 
+    def bring_home(self, name: str, document: Mapping[str, Any]) -> None:
+        """
+        Keep what a callback tells of an entry, beside the pages: their attempt may be at work and overwrite these.
+
+        :param name: the entry's.
+        :param document: a page with this entry alone.
+        """
+        raise NotImplementedError(f"no callback can write to {self.place}")
+
 
 class TaskStatePages(Pages):
     """Airflow's task state store (3.3 and later): a superseded attempt cannot write there."""
@@ -101,6 +115,8 @@ class TaskStatePages(Pages):
         while (document := self._store.get(f"{STORE_KEY}_{number}")) is not None:
             yield number, document
             number += 1
+        if (document := self._store.get(HOME_KEY)) is not None:
+            yield None, document
 
     def write(self, attempt: int, number: int, document: Mapping[str, Any]) -> None:
         """Keep a page for ever: Airflow's own retention could end before the last retry."""
@@ -148,10 +164,16 @@ class FilePages(Pages):
             if found := _PAGE.fullmatch(name):
                 number = int(found[2]) if int(found[1]) == attempt else None
                 yield number, self._files.read_file(name)
+            elif _HOME.fullmatch(name):
+                yield None, self._files.read_file(name)
 
     def write(self, attempt: int, number: int, document: Mapping[str, Any]) -> None:
         """Keep a page under its name only when all of it is written."""
         self._files.write_file(f"{attempt:06}.{number:04}.json", json.dumps(document))
+
+    def bring_home(self, name: str, document: Mapping[str, Any]) -> None:
+        """Keep what a callback tells of an entry in a file of its own."""
+        self._files.write_file(f"{name}.json", json.dumps(document))
 
     def _claims(self) -> list[int]:
         return [int(found[1]) for name in self._files.names() if (found := _CLAIM.fullmatch(name))]
@@ -234,6 +256,18 @@ class Entry:
         if self.record is None or self.state is RecordState.FREE:
             return None
         return self.record.get("kling_task_id")
+
+    @property
+    def submission(self) -> str | None:
+        """What callbacks call its submission; None where there is none."""
+        if self.record is None:
+            return None
+        return submission_name(str(self.record.get("owner")), int(self.record["generation"]), self.name)
+
+    @property
+    def came_home(self) -> bool:
+        """Whether it ended as a request of unknown outcome, and a callback has told its task id since."""
+        return self.ended is not None and not self.ended.get("task_id") and self.kling_task_id is not None
 
     def to_json(self) -> dict[str, Any]:
         """Return it as plain JSON."""
@@ -396,6 +430,35 @@ class BatchLedger:
             entry.ended = None
             self.touch(entry)
 
+    def called(self, submission: str) -> Entry | None:
+        """
+        Return the entry whose submission callbacks call so.
+
+        :raises LedgerError: where the records cannot be read.
+        """
+        with self._telling("read"):
+            self._load()
+        return next((entry for entry in self._entries.values() if entry.submission == submission), None)
+
+    def bring_home(self, entry: Entry, kling_task_id: str) -> bool:
+        """
+        Write which task became of a request whose answer was lost.
+
+        :return: False where another video of the list is that task.
+        :raises LedgerError: where it cannot be written.
+        """
+        if any(kling_task_id == its.kling_task_id for its in self._entries.values()):
+            return False
+        told = {
+            "state": RecordState.SUBMITTED.value,
+            "kling_task_id": kling_task_id,
+            "submitted_at": time.time(),
+        }
+        home = Entry(entry.digest, entry.occurrence, {**(entry.record or {}), **told}, written=entry.written)
+        with self._telling("written"):
+            self._pages.bring_home(entry.name, self._page_of([home]))
+        return True
+
     def flush(self) -> None:
         """
         Write all that is not written yet.
@@ -453,11 +516,7 @@ class BatchLedger:
 
     def _write(self, page: int) -> None:
         on_it = [entry for entry in self._entries.values() if entry.page == page]
-        document = {
-            "version": VERSION,
-            "key": self._key.model_dump(),
-            "videos": {entry.name: entry.to_json() for entry in on_it},
-        }
+        document = self._page_of(on_it)
         if len(json.dumps(document)) > PAGE_BYTES and len(on_it) > 1:
             # The new page first: what is on both for a moment is read as one.
             new = max(entry.page for entry in self._entries.values() if entry.page is not None) + 1
@@ -473,6 +532,13 @@ class BatchLedger:
         self._pages.write(self.attempt, page, document)
         self._written.add(page)
         self._dirty.difference_update(entry.name for entry in on_it)
+
+    def _page_of(self, entries: list[Entry]) -> dict[str, Any]:
+        return {
+            "version": VERSION,
+            "key": self._key.model_dump(),
+            "videos": {entry.name: entry.to_json() for entry in entries},
+        }
 
     def read_record(self, entry: Entry) -> str | None:
         """Return the text of an entry's record, None where there is none."""

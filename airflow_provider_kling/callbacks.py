@@ -35,13 +35,16 @@ MAX_TOKEN_LENGTH = 299
 """Longest token, characters."""
 XCOM_CALLBACK = "kling_callback"
 """XCom key of what a task that did not wait leaves to its callback: the assets to tell."""
+XCOM_OVER = "kling_videos_over"
+"""XCom key of what callbacks leave to a task that makes many videos: which of these are over."""
 
 _PURPOSE = b"airflow-provider-kling callback token, version 1"
-_VERSION = "1"
+_ALONE, _LISTED = "1", "2"
+"""What kind of submission a token is about; further versions get further characters."""
 _MAC_BYTES = 24
 _SUBMISSION_BYTES = 9
 _MAC_LENGTH, _TI_LENGTH, _SUBMISSION_LENGTH = 32, 22, 12
-_HEAD = _MAC_LENGTH + len(_VERSION) + _TI_LENGTH + _SUBMISSION_LENGTH
+_HEAD = _MAC_LENGTH + len(_ALONE) + _TI_LENGTH + _SUBMISSION_LENGTH
 _FORM = re.compile(rf"[A-Za-z0-9_-]{{{_HEAD}}}[A-Za-z0-9_.~-]+")
 _NOBODY = UUID(int=0)
 
@@ -54,11 +57,13 @@ class CallbackToken:
     :param ti_id: id of the task instance's attempt that asked for the video.
     :param submission: which of its submissions; see :func:`submission_name`.
     :param conn_id: the connection that it was asked for with.
+    :param is_listed: whether the task makes many videos, and this is one of them.
     """
 
     ti_id: UUID
     submission: str
     conn_id: str
+    is_listed: bool = False
 
     @classmethod
     def for_check(cls, conn_id: str) -> CallbackToken:
@@ -77,7 +82,7 @@ class CallbackToken:
         :param key: the connection's key. It cannot be learnt from the text.
         :raises ValueError: where the connection's id is too long.
         """
-        named = f"{_VERSION}{_encoded(self.ti_id.bytes)}{self.submission}{_escaped(self.conn_id)}"
+        named = self._named
         text = _mac(key, named) + named
         if len(text) > MAX_TOKEN_LENGTH:
             raise ValueError(f"its id is too long for a callback's address: {self.conn_id!r}")
@@ -86,21 +91,29 @@ class CallbackToken:
     @classmethod
     def read(cls, text: str) -> CallbackToken | None:
         """Read what a token says, which :meth:`is_signed` has to check before it is believed. None where it is none."""
-        if len(text) > MAX_TOKEN_LENGTH or not _FORM.fullmatch(text) or text[_MAC_LENGTH] != _VERSION:
+        if len(text) > MAX_TOKEN_LENGTH or not _FORM.fullmatch(text):
             return None
-        ti_at = _MAC_LENGTH + len(_VERSION)
+        kind = text[_MAC_LENGTH]
+        if kind not in (_ALONE, _LISTED):
+            return None
+        ti_at = _MAC_LENGTH + len(kind)
         ti, submission = text[ti_at : ti_at + _TI_LENGTH], text[_HEAD - _SUBMISSION_LENGTH : _HEAD]
         try:
             token = cls(
                 UUID(bytes=base64.urlsafe_b64decode(f"{ti}==")),
                 submission,
                 unquote(text[_HEAD:].replace("~", "%"), errors="strict"),
+                is_listed=kind == _LISTED,
             )
         except (binascii.Error, ValueError):
             return None
         # One address for one task: what reads the same but is spelt otherwise is none of ours.
-        spelt = f"{_VERSION}{_encoded(token.ti_id.bytes)}{token.submission}{_escaped(token.conn_id)}"
-        return token if spelt == text[_MAC_LENGTH:] else None
+        return token if token._named == text[_MAC_LENGTH:] else None
+
+    @property
+    def _named(self) -> str:
+        kind = _LISTED if self.is_listed else _ALONE
+        return f"{kind}{_encoded(self.ti_id.bytes)}{self.submission}{_escaped(self.conn_id)}"
 
     @staticmethod
     def is_signed(text: str, key: str) -> bool:
@@ -114,13 +127,15 @@ class CallbackAddress:
 
     :param context: Airflow's context of the task.
     :param hook: the service.
+    :param item: of a task that makes many videos: the name of this one's entry in the ledger.
     :raises AirflowConfigException: where ``[kling] callback_base_url`` is missing or wrong.
     """
 
-    def __init__(self, context: Context, hook: KlingHook) -> None:
+    def __init__(self, context: Context, hook: KlingHook, item: str = "") -> None:
         ti: Any = context["ti"]
         self._ti_id = UUID(str(ti.id))
         self._hook = hook
+        self._item = item
         self._base_url = config.require_callback_base_url()
 
     def of(self, record: Record) -> str:
@@ -131,7 +146,8 @@ class CallbackAddress:
         :raises ConnectionSettingsError: where the connection's id is too long.
         """
         conn_id = self._hook.kling_conn_id
-        token = CallbackToken(self._ti_id, submission_name(record), conn_id)
+        submission = submission_name(record.owner, record.generation, self._item)
+        token = CallbackToken(self._ti_id, submission, conn_id, is_listed=bool(self._item))
         try:
             text = token.sign(self._hook.settings.key)
         except ValueError as error:
@@ -148,9 +164,16 @@ def url_of(base_url: str, token: str) -> str:
     return f"{base_url}{PATH}/{token}"
 
 
-def submission_name(record: Record) -> str:
-    """Return what tells one submission apart from all others, the earlier ones of the same task included."""
-    digest = hashlib.sha256(f"{record.owner}:{record.generation}".encode()).digest()
+def submission_name(owner: str, generation: int, item: str = "") -> str:
+    """
+    Return what tells one submission apart from all others, the earlier ones of the same task included.
+
+    :param owner: of its record in the ledger.
+    :param generation: of the same.
+    :param item: the name of the record's entry, where a task makes many videos.
+    """
+    named = f"{owner}:{generation}:{item}" if item else f"{owner}:{generation}"
+    digest = hashlib.sha256(named.encode()).digest()
     return _encoded(digest[:_SUBMISSION_BYTES])
 
 

@@ -145,7 +145,10 @@ class Generation:
         """
         limits = PauseEvent(deadline=event.deadline, attempt_ends_at=event.deadline)
         obtained = self._submission.resumed(event)
-        waiting = Waiting.resumed(event, poll_interval=self._poll_interval, max_failures=self._max_failures)
+        # Whose end was told once is not told of again.
+        is_over = event.outcome in (Outcome.COMPLETED, Outcome.FAILED)
+        interval = self._operator.poll_interval if is_over else self._poll_interval
+        waiting = Waiting.resumed(event, poll_interval=interval, max_failures=self._max_failures)
         try:
             task = self._settlement.finish(obtained, self._follow(waiting))
         except TooManyTasksError as error:

@@ -177,9 +177,16 @@ class Waiting:
         """Return the time from now after which Airflow itself ends a deferred task whose trigger never fires."""
         return timedelta(seconds=max(0.0, self.deadline - now)) + DEFER_NET
 
-    def begin(self, now: float) -> AskAgain:
-        """Decide when to ask first: one interval from now, or at the deadline where that is earlier."""
-        return self._ask_again(now)
+    def begin(self, now: float, *, since: float | None = None) -> AskAgain:
+        """
+        Decide when to ask first: one interval from now, or at the deadline where that is earlier.
+
+        :param since: when the intervals began, epoch seconds, where that was before now: the next of them counts.
+        """
+        if since is None or since >= now:
+            return self._ask_again(now)
+        interval = self._interval()
+        return AskAgain(max(now, min(now + interval - (now - since) % interval, self.deadline)))
 
     def on_task(self, task: VideoTask, now: float) -> AskAgain | Over:
         """Decide what follows from an answer."""

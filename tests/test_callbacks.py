@@ -29,6 +29,7 @@ TOKENS = st.builds(
     st.uuids().filter(lambda found: found.int != 0),
     st.text("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_", min_size=12, max_size=12),
     CONN_IDS,
+    st.booleans(),
 )
 RECORD = Record(
     key=SubmissionKey(dag_id="d", run_id="r", task_id="t", map_index=-1),
@@ -103,14 +104,14 @@ def test_a_check_is_about_no_task_and_each_is_another_one() -> None:
 
 def test_two_submissions_of_one_task_have_two_names() -> None:
     names = {
-        submission_name(RECORD),
-        submission_name(RECORD.model_copy(update={"generation": 2})),
-        submission_name(RECORD.model_copy(update={"owner": "p"})),
+        submission_name(RECORD.owner, RECORD.generation),
+        submission_name("o", 2),
+        submission_name("p", 1),
     }
     assert len(names) == 3
     # What comes later in its life does not change it.
     later = RECORD.model_copy(update={"state": RecordState.SUBMITTED, "kling_task_id": "k", "intent_at": 5.0})
-    assert submission_name(later) == submission_name(RECORD)
+    assert submission_name(later.owner, later.generation) == submission_name(RECORD.owner, RECORD.generation)
 
 
 class Hook:
@@ -143,7 +144,9 @@ def test_an_address_leads_to_the_receiver(monkeypatch: pytest.MonkeyPatch, base_
     url = address().of(RECORD)
     assert url.startswith(f"{start}{PATH}/")
     token = CallbackToken.read(urlsplit(url).path.rpartition("/")[2])
-    assert token == CallbackToken(TaskInstance.id, submission_name(RECORD), "kling_default")
+    assert token == CallbackToken(
+        TaskInstance.id, submission_name(RECORD.owner, RECORD.generation), "kling_default"
+    )
 
 
 @pytest.mark.parametrize(

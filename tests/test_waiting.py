@@ -598,3 +598,15 @@ def test_a_video_that_is_made_in_time_is_always_found(
 def test_the_defaults_are_those_of_the_documentation() -> None:
     assert (DEFAULT_POLL_INTERVAL, MAX_FAILURES) == (10, 5)
     assert math.isclose(Waiting("a", deadline=NOW, started=NOW).poll_interval, 10)
+
+
+@given(waited=st.floats(0, 10_000), interval=st.floats(1, 1_000), left=st.floats(0, 10_000))
+def test_a_wait_that_goes_on_asks_when_the_next_interval_since_its_beginning_is_over(
+    waited: float, interval: float, left: float
+) -> None:
+    now = 1_000_000.0
+    waiting = Waiting("t", deadline=now + left, poll_interval=interval, started=now - waited)
+    at = waiting.begin(now, since=now - waited).at
+    assert now <= at <= now + min(left, interval * (1 + JITTER)) + 1e-6
+    if waited < interval * (1 - JITTER) and left > interval * 2:
+        assert at - (now - waited) >= interval * (1 - JITTER) - 1e-6, "not before the first of them is over"

@@ -22,6 +22,7 @@ from airflow_provider_kling import config, metrics
 from airflow_provider_kling.api.errors import InvalidRequestError, KlingError
 from airflow_provider_kling.api.request import DEFAULT_MODEL
 from airflow_provider_kling.arguments import (
+    check_callback,
     is_made_from_mapped,
     one_of,
     output_at,
@@ -52,7 +53,7 @@ if TYPE_CHECKING:
 DEFAULT_MAX_IN_FLIGHT = 20
 """Videos of one task that are at the service at a time."""
 MOST_IN_FLIGHT = 500
-"""More would make the trigger's arguments larger than a database likes: each video takes about 80 bytes there."""
+"""More would make the trigger's arguments larger than a database likes: each video takes about 100 bytes there."""
 _RESULTS_NAME = "{dag_id}.{run_id}.{task_id}.{map_index}.results.json"
 
 
@@ -79,6 +80,10 @@ class KlingGenerateVideoBatchOperator(BaseOperator):
     :param check_balance: whether to ask the service for the account's money before the first of them.
     :param dry_run: True to stop after all requests are checked and their cost is estimated.
     :param deferrable: wait in the triggerer, without holding a worker. Default: ``[operators] default_deferrable``.
+    :param callback: True to have the service tell Airflow when a video is done: needs ``deferrable``, Airflow 3.1 or
+        later and ``[kling] callback_base_url``. A query every ``[kling] callback_poll_interval`` seconds takes the
+        place of ``poll_interval``. An item's own ``callback_url`` goes to the service untouched, and that video is
+        asked for as ever.
     :param poll_interval: seconds between two queries about one video.
     :param timeout: how long to wait for each video from its submit on, seconds or a timedelta.
     :param fail_on: ``any`` to fail where a video is not there, ``all`` where none of them is, ``none`` to succeed
@@ -143,6 +148,7 @@ class KlingGenerateVideoBatchOperator(BaseOperator):
         check_balance: bool = False,
         dry_run: bool = False,
         deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
+        callback: bool = False,
         poll_interval: float = DEFAULT_POLL_INTERVAL,
         timeout: float | timedelta = DEFAULT_TIMEOUT,
         fail_on: str = FailOn.ANY,
@@ -178,6 +184,7 @@ class KlingGenerateVideoBatchOperator(BaseOperator):
         self.check_balance = check_balance
         self.is_dry_run = dry_run
         self.deferrable = deferrable
+        self.callback = callback
         self.poll_interval = seconds_above_zero("poll_interval", poll_interval)
         self.timeout = seconds_above_zero("timeout", timeout)
         self.fail_on = one_of("fail_on", fail_on, FailOn)
@@ -190,6 +197,8 @@ class KlingGenerateVideoBatchOperator(BaseOperator):
         self.is_killed = False
         self._items: Sequence[Item] = ()
         self._files: list[str] = []
+        if callback:
+            check_callback(callback_url=callback_url, waits_on_worker=not deferrable)
         # A mapped task is made when it runs, where an error of this place would be retried: it is checked then.
         if is_made_from_mapped(self):
             return

@@ -18,7 +18,6 @@ from airflow.providers.common.compat.sdk import (
 )
 
 from airflow_provider_kling import config, metrics
-from airflow_provider_kling.airflow_versions import AIRFLOW_V_3_1_PLUS, AIRFLOW_VERSION
 from airflow_provider_kling.api.errors import (
     DownloadError,
     InvalidRequestError,
@@ -26,6 +25,7 @@ from airflow_provider_kling.api.errors import (
 )
 from airflow_provider_kling.api.request import DEFAULT_MODEL, VideoRequest, find_faults
 from airflow_provider_kling.arguments import (
+    check_callback,
     comes_later,
     is_made_from_mapped,
     one_of,
@@ -202,7 +202,12 @@ class KlingGenerateVideoOperator(BaseOperator):
         self.kling_task_id: str | None = None
         self.is_killed = False
         self._lineage: tuple[Asked | None, Sequence[StoredFile]] = (None, ())
-        self._check_callback()
+        if callback:
+            check_callback(
+                callback_url=callback_url,
+                waits_on_worker=wait_for_completion and not deferrable,
+                instead=", or wait_for_completion=False",
+            )
         # A mapped task is made when it runs, where an error of this place would be retried: it is checked then.
         if not is_made_from_mapped(self):
             self._check_literals()
@@ -336,24 +341,6 @@ class KlingGenerateVideoOperator(BaseOperator):
         if faults := find_faults(fields, unknown=late):
             raise InvalidRequestError(faults)
         self._check_output()
-
-    def _check_callback(self) -> None:
-        if not self.callback:
-            return
-        if not AIRFLOW_V_3_1_PLUS:
-            raise ValueError(
-                f"callback=True needs Airflow 3.1 or later, and this is {AIRFLOW_VERSION}. Leave it out: the task asks "
-                "the service every poll_interval seconds instead."
-            )
-        if self.callback_url is not None:
-            raise ValueError(
-                "Give callback=True or a callback_url of your own, not both: the service calls one address."
-            )
-        if self.wait_for_completion and not self.deferrable:
-            raise ValueError(
-                "callback=True resumes a task that is deferred, and this one would wait on its worker. Set "
-                "deferrable=True, or wait_for_completion=False."
-            )
 
     def _check_output(self) -> None:
         if self.outlets and not self.wait_for_completion and not self.callback:

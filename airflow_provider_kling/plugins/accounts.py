@@ -142,7 +142,7 @@ def _read(conn_id: str) -> ConnectionSettings | None:
         return hook.settings
     except ConnectionSettingsError:
         # Airflow says "not defined" also where its database is down.
-        from airflow_provider_kling.plugins.waiting_tasks import check_database
+        from airflow_provider_kling.plugins.database import check_database
 
         check_database()
         return None

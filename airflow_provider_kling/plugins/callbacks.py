@@ -11,11 +11,11 @@ import asyncio
 import functools
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any, TypeVar
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import anyio
 import anyio.to_thread
@@ -29,18 +29,15 @@ from airflow_provider_kling.api.protocol import read_callback
 from airflow_provider_kling.callbacks import PATH, CallbackToken
 from airflow_provider_kling.plugins.accounts import Accounts, UnavailableError
 from airflow_provider_kling.plugins.admission import Admission, BusyError, LookupBudget
-from airflow_provider_kling.plugins.waiting_tasks import (
-    Found,
-    Standing,
-    find,
-    record_submission,
-    resume,
-    tell_assets,
-    writes_can_run_side_by_side,
-)
+from airflow_provider_kling.plugins.database import writes_can_run_side_by_side
+from airflow_provider_kling.plugins.standing import Found, Standing
+from airflow_provider_kling.plugins.waiting_lists import note
+from airflow_provider_kling.plugins.waiting_tasks import find, record_submission, resume, tell_assets
 from airflow_provider_kling.waiting import Outcome
 
 if TYPE_CHECKING:
+    from uuid import UUID
+
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
     from airflow_provider_kling.api.task import VideoTask
@@ -120,6 +117,7 @@ class Receiver:
         self._threads = anyio.CapacityLimiter(THREADS)
         self._writing_threads = anyio.CapacityLimiter(THREADS if writes_can_run_side_by_side() else 1)
         self._turns = asyncio.Semaphore(TURNS)
+        self._same: WeakValueDictionary[tuple[UUID, str], asyncio.Lock] = WeakValueDictionary()
         self._accounts = Accounts(self._in_thread, LookupBudget())
 
     async def take(self, token: str, body: Callable[[], Awaitable[bytes | None]], *, address: str) -> Verdict:
@@ -165,7 +163,7 @@ class Receiver:
             return Verdict(
                 "check", Answer.TAKEN, f"a check through connection {token.conn_id!r}: callbacks arrive"
             )
-        async with self._turn():
+        async with self._turn(token):
             return await self._of_task(token, told.task_id, settings)
 
     async def _of_task(
@@ -178,32 +176,53 @@ class Receiver:
                 return _needless(about + found.why)
             case Standing.WAITS_FOR_ANOTHER:
                 return _refused(about + found.why)
-            case Standing.IS_AT_WORK | Standing.HAS_JUST_DEFERRED:
+            case Standing.IS_AT_WORK | Standing.HAS_JUST_DEFERRED if not found.can_be_noted:
                 return _later(about + found.why)
+            case Standing.WAITS if found.listed is not None and found.listed.is_noted:
+                return await self._note(found, kling_task_id, about, None)
         task = await self._ask(settings, kling_task_id)
         if task is None:
             return _refused(about + "the service knows no such task")
         if not task.state.is_terminal:
             return _later(about + f"the service says that it is {task.service_state or task.state}")
-        return await self._settle(found, task, about)
+        return await self._settle(found, token, task, about)
 
-    async def _settle(self, found: Found, task: VideoTask, about: str) -> Verdict:
+    async def _settle(self, found: Found, token: CallbackToken, task: VideoTask, about: str) -> Verdict:
         outcome = _outcome(task)
         match found.standing:
-            case Standing.WAITS:
+            case Standing.WAITS | Standing.IS_AT_WORK | Standing.HAS_JUST_DEFERRED:
                 if outcome is Outcome.COMPLETED and not task.result_urls:
                     return _later(about + "it is completed, but its link is not there yet")
+                if found.listed is not None:
+                    return await self._note(found, task.task_id, about + f"{outcome}; ", outcome)
                 if await self._write(functools.partial(resume, found, task.task_id, outcome)):
                     return Verdict("resumed", Answer.TAKEN, about + f"{outcome}; its task was resumed")
                 return _needless(about + "its task was resumed already")
             case Standing.HAS_LOST_IT:
-                if not await self._write(functools.partial(record_submission, found, task)):
+                if not await self._write(functools.partial(record_submission, found, token, task)):
                     return _needless(about + "it is not the video that its task asked for and lost")
                 reason = about + "the answer to its request was lost; the ledger knows its id now"
                 # Whoever waits for that answer may be about to wait for the video.
                 return Verdict("recorded", Answer.COME_AGAIN if found.is_running else Answer.TAKEN, reason)
             case _:
                 return await self._tell_assets(found, task, about, outcome)
+
+    async def _note(self, found: Found, kling_task_id: str, about: str, outcome: Outcome | None) -> Verdict:
+        noted = await self._write(functools.partial(note, found, kling_task_id, outcome))
+        if noted is None:
+            return _later(about + "its task has gone on meanwhile")
+        if noted.is_resumed:
+            return Verdict(
+                "resumed",
+                Answer.TAKEN,
+                about + f"{noted.over} of {noted.of} videos are over; its task was resumed",
+            )
+        if not noted.of:
+            # It may be past the place where it reads what is noted, and wait for this video in a moment.
+            return Verdict("noted", Answer.COME_AGAIN, about + "noted for its task, which is at work")
+        reason = about + f"noted: {noted.over} of {noted.of} videos are over"
+        # Its task may be resumed in a moment only.
+        return Verdict("noted", Answer.COME_AGAIN if noted.is_enough else Answer.TAKEN, reason)
 
     async def _tell_assets(self, found: Found, task: VideoTask, about: str, outcome: Outcome) -> Verdict:
         if outcome is Outcome.FAILED:
@@ -230,18 +249,18 @@ class Receiver:
             raise UnavailableError(f"the service: {error or 'no answer in time'}") from error
 
     @asynccontextmanager
-    async def _turn(self) -> AsyncIterator[None]:
+    async def _turn(self, token: CallbackToken) -> AsyncIterator[None]:
         """
-        Wait for a turn, and give it back.
+        Wait for a turn, and give it back. Of those that tell the same, one at a time has one: the rest learn from it.
 
         :raises TimeoutError: where none comes in time.
         """
-        async with asyncio.timeout(TURN_SECONDS):
-            await self._turns.acquire()
-        try:
+        same = self._same.setdefault((token.ti_id, token.submission), asyncio.Lock())
+        async with AsyncExitStack() as held:
+            async with asyncio.timeout(TURN_SECONDS):
+                await held.enter_async_context(same)
+                await held.enter_async_context(self._turns)
             yield
-        finally:
-            self._turns.release()
 
     async def _in_thread(self, function: Callable[[], _T]) -> _T:
         return await anyio.to_thread.run_sync(function, limiter=self._threads)

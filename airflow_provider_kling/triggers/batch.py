@@ -29,6 +29,10 @@ class KlingVideosTrigger(BaseTrigger):
     :param enough: how many have to be over.
     :param wake_at: when to fire even if fewer are over, epoch seconds; None for never.
     :param state: handed back in the event: what the task tells itself.
+    :param submissions: of each video what the service's callback calls its submission; None where there will be no
+        callback. The receiver of callbacks resumes the task once it knows of enough videos, with the event that this
+        trigger would send. This trigger learns nothing of that: it asks, if rarely.
+    :param callback_poll_interval: seconds between two queries about a video that will be called back.
     :param unknown: arguments of a newer release, tolerated so that a rolling upgrade breaks no waiting task.
     """
 
@@ -41,6 +45,8 @@ class KlingVideosTrigger(BaseTrigger):
         enough: int,
         wake_at: float | None = None,
         state: Mapping[str, Any] | None = None,
+        submissions: Sequence[str | None] = (),
+        callback_poll_interval: float | None = None,
         **unknown: Any,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -50,23 +56,26 @@ class KlingVideosTrigger(BaseTrigger):
         self.enough = enough
         self.wake_at = wake_at
         self.state = dict(state or {})
+        self.submissions = list(submissions)
+        self.callback_poll_interval = callback_poll_interval
         self._noted_at = time.time()
         if unknown:
             self.log.debug("Arguments of a newer release are left out: %s.", ", ".join(sorted(unknown)))
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return the class path and the arguments to make this trigger again elsewhere."""
-        return (
-            "airflow_provider_kling.triggers.batch.KlingVideosTrigger",
-            {
-                "kling_conn_id": self.kling_conn_id,
-                "videos": self.videos,
-                "poll_interval": self.poll_interval,
-                "enough": self.enough,
-                "wake_at": self.wake_at,
-                "state": self.state,
-            },
-        )
+        arguments = {
+            "kling_conn_id": self.kling_conn_id,
+            "videos": self.videos,
+            "poll_interval": self.poll_interval,
+            "enough": self.enough,
+            "wake_at": self.wake_at,
+            "state": self.state,
+        }
+        if self.submissions:
+            arguments["submissions"] = self.submissions
+            arguments["callback_poll_interval"] = self.callback_poll_interval
+        return "airflow_provider_kling.triggers.batch.KlingVideosTrigger", arguments
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Ask until enough are over, then yield one event."""
@@ -95,15 +104,19 @@ class KlingVideosTrigger(BaseTrigger):
             failures = bearable_failures(self.log)
             waits: dict[asyncio.Task[Over], str] = {}
             try:
-                for kling_task_id, deadline, submitted_at in self.videos:
+                for number, (kling_task_id, deadline, submitted_at) in enumerate(self.videos):
+                    rarely = self._callback_interval(number)
                     waiting = Waiting(
                         kling_task_id,
                         deadline=deadline,
-                        poll_interval=self.poll_interval,
+                        poll_interval=rarely or self.poll_interval,
                         started=submitted_at,
                         max_failures=failures,
                     )
-                    task = asyncio.create_task(watch.until_over(waiting, log=_WarningsOnly(self.log)))
+                    # A list goes through many waits, each of which may be shorter than this interval.
+                    since = None if rarely is None else submitted_at
+                    log = _WarningsOnly(self.log)
+                    task = asyncio.create_task(watch.until_over(waiting, log=log, since=since))
                     waits[task] = kling_task_id
                 while len(over) < min(self.enough, len(self.videos)):
                     done, _ = await asyncio.wait(
@@ -121,6 +134,10 @@ class KlingVideosTrigger(BaseTrigger):
                     task.cancel()
                 await asyncio.gather(*waits, return_exceptions=True)
         return over
+
+    def _callback_interval(self, number: int) -> float | None:
+        is_called_back = number < len(self.submissions) and self.submissions[number] is not None
+        return self.callback_poll_interval if is_called_back else None
 
     def _patience(self) -> float:
         until_note = max(0.0, self._noted_at + NOTE_INTERVAL - time.time())

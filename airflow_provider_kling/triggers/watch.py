@@ -191,7 +191,9 @@ class Watch:
         self._lookup_error: Exception | None = None
         self._refusal_is_told = False
 
-    async def until_over(self, waiting: Waiting, *, log: TaskLog, ask_now: bool = False) -> Over:
+    async def until_over(
+        self, waiting: Waiting, *, log: TaskLog, ask_now: bool = False, since: float | None = None
+    ) -> Over:
         """
         Wait until a video's wait is over. It may be cancelled at any time, which leaves the others alone.
 
@@ -199,10 +201,11 @@ class Watch:
 
         :param log: where what is worth a line about this video goes, in the caller's context.
         :param ask_now: whether nobody has asked for this video yet; else the first query is one interval later.
+        :param since: when the intervals began, epoch seconds, where that was before this wait.
         """
         turn = _Turn(waiting, log, self._loop.create_future())
         now = time.time()
-        self._ask_at(turn, now if ask_now else waiting.begin(now).at)
+        self._ask_at(turn, now if ask_now else waiting.begin(now, since=since).at)
         if not math.isinf(waiting.deadline):
             heapq.heappush(self._deadlines, (waiting.deadline, next(self._numbers), turn))
             self._set_timer()

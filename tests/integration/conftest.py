@@ -11,6 +11,7 @@ import pytest
 from airflow_provider_kling.emulator import KlingEmulator
 from dev.environments import CHECKOUT
 from dev.local_airflow import LocalAirflow
+from tests.cluster.stack import Postgres, StackError
 from tests.s3 import S3Server, s3_endpoint
 
 __all__ = ["s3_endpoint"]
@@ -56,3 +57,18 @@ def airflow(
         },
     ) as running:
         yield running
+
+
+@pytest.fixture(scope="module")
+def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
+    """Run a PostgreSQL server of our own with an empty database for Airflow in it, where there is one to be run."""
+    pytest.importorskip("psycopg2", reason="`make callbacks` brings what Airflow needs for PostgreSQL")
+    try:
+        server = Postgres(tmp_path_factory.mktemp("postgresql"))
+    except StackError as error:
+        pytest.skip(str(error))
+    try:
+        server.create()
+        yield server
+    finally:
+        server.remove()

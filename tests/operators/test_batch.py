@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -84,6 +85,31 @@ def test_a_worker_comes_back_for_waves_and_not_for_each_video(kling_emulator: Kl
     for deferral in done.deferrals:
         assert len(json.dumps(deferral.trigger.serialize())) < 2000
     assert all(len(json.dumps(event)) < 2000 for event in done.events)
+
+
+@pytest.mark.parametrize("may_ask", [True, False])
+@pytest.mark.kling_emulator(latency=0.1)
+def test_where_airflow_mixes_up_what_it_answers_to_threads_there_are_none(
+    kling_emulator: KlingEmulator, monkeypatch: pytest.MonkeyPatch, may_ask: bool
+) -> None:
+    monkeypatch.setattr(batch, "THREADS_MAY_ASK_AIRFLOW", may_ask)
+    looked_up_by, used_by = [], set()
+    get_connection, ask_once = kling_hook.KlingHook.get_connection, kling_hook.KlingHook.ask_once
+
+    def looking_up(conn_id: str) -> Any:
+        looked_up_by.append(threading.current_thread().name)
+        return get_connection(conn_id)
+
+    def asking(hook: Any, waiting: Any) -> Any:
+        used_by.add(threading.current_thread().name)
+        return ask_once(hook, waiting)
+
+    monkeypatch.setattr(kling_hook.KlingHook, "get_connection", staticmethod(looking_up))
+    monkeypatch.setattr(kling_hook.KlingHook, "ask_once", asking)
+    done = run(requests=prompts(4), deferrable=True)
+    assert done.value()["completed"] == 4
+    assert set(looked_up_by) == {"MainThread"}
+    assert (used_by == {"MainThread"}) is not may_ask
 
 
 @both_ways

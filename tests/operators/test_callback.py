@@ -17,11 +17,11 @@ from airflow.providers.common.compat.sdk import (
     TaskDeferred,
 )
 
+from airflow_provider_kling import arguments
 from airflow_provider_kling.api.errors import UnknownSubmissionError
 from airflow_provider_kling.callbacks import PATH, XCOM_CALLBACK, CallbackToken
 from airflow_provider_kling.decorators.kling import KlingVideoDecoratedOperator
 from airflow_provider_kling.emulator import KlingEmulator
-from airflow_provider_kling.operators import kling as operators
 from airflow_provider_kling.operators.kling import KlingGenerateVideoOperator
 from tests.conftest import AIRFLOW
 from tests.task_runs import OutletEvents, TaskInstance, TaskRun, run_task
@@ -128,7 +128,7 @@ def test_an_airflow_without_the_needed_functions_is_told_when_the_dag_is_parsed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if AIRFLOW >= (3, 1):
-        monkeypatch.setattr(operators, "AIRFLOW_V_3_1_PLUS", False)
+        monkeypatch.setattr(arguments, "AIRFLOW_V_3_1_PLUS", False)
     with pytest.raises(ValueError, match=r"needs Airflow 3\.1"):
         make()
     make(callback=False)

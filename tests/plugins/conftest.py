@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -93,18 +94,22 @@ class Waiter:
         path: str = "airflow_provider_kling.triggers.kling.KlingVideoTrigger",
     ) -> int:
         """Have it wait, as Airflow writes it down when a task defers. Return the trigger's id."""
+        now = time.time()
+        arguments = {
+            "kling_conn_id": conn_id,
+            "kling_task_id": kling_task_id,
+            "deadline": now + 3600,
+            "submitted_at": now - age,
+            "poll_interval": 300.0,
+        }
+        return self._wait_with(path, arguments, age)
+
+    def _wait_with(self, path: str, arguments: dict[str, Any], age: float) -> int:
         from airflow.models.taskinstance import TaskInstance
         from airflow.models.trigger import Trigger
         from airflow.utils.session import create_session
 
         now = datetime.now(UTC)
-        arguments = {
-            "kling_conn_id": conn_id,
-            "kling_task_id": kling_task_id,
-            "deadline": now.timestamp() + 3600,
-            "submitted_at": now.timestamp() - age,
-            "poll_interval": 300.0,
-        }
         with create_session() as session:
             trigger = Trigger(classpath=path, kwargs=arguments, created_date=now - timedelta(seconds=age))
             session.add(trigger)
@@ -113,6 +118,29 @@ class Waiter:
             ti.state, ti.trigger_id = "deferred", trigger.id
             ti.next_method, ti.next_kwargs = "execute_complete", {}
             return int(trigger.id)
+
+    def defer_for_list(
+        self, videos: Mapping[str, str | None], *, enough: int, age: float = 60.0, conn_id: str = CONN_ID
+    ) -> int:
+        """
+        Have it wait for many videos.
+
+        :param videos: Kling task ids, with what callbacks call their submissions.
+        """
+        from airflow_provider_kling.triggers.batch import KlingVideosTrigger
+
+        now = time.time()
+        trigger = KlingVideosTrigger(
+            kling_conn_id=conn_id,
+            videos=[[kling_task_id, now + 3600, now - age] for kling_task_id in videos],
+            poll_interval=10.0,
+            enough=enough,
+            state={"attempt": 1},
+            submissions=list(videos.values()),
+            callback_poll_interval=300.0,
+        )
+        path, arguments = trigger.serialize()
+        return self._wait_with(path, arguments, age)
 
     def end_attempt(self, state: str | None = "up_for_retry") -> Any:
         """Give it a successor, as a retry or a clear does. Return the id of that."""
@@ -137,8 +165,28 @@ class Waiter:
             map_index=-1,
         )
 
-    def token(self, key: str, submission: str = "AAAAAAAAAAAA", conn_id: str = CONN_ID) -> str:
-        return CallbackToken(uuid.UUID(str(self.id)), submission, conn_id).sign(key)
+    def xcom(self, key: str) -> Any:
+        """Return what its worker would be given."""
+        from airflow.models.xcom import XComModel
+        from airflow.utils.session import create_session
+        from sqlalchemy import select
+
+        with create_session() as session:
+            return session.scalar(
+                select(XComModel.value).where(
+                    XComModel.dag_id == self.dag_id, XComModel.run_id == self.run_id, XComModel.key == key
+                )
+            )
+
+    def token(
+        self,
+        key: str,
+        submission: str = "AAAAAAAAAAAA",
+        conn_id: str = CONN_ID,
+        *,
+        is_listed: bool = False,
+    ) -> str:
+        return CallbackToken(uuid.UUID(str(self.id)), submission, conn_id, is_listed).sign(key)
 
 
 @pytest.fixture

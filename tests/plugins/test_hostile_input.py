@@ -110,11 +110,14 @@ def test_whatever_comes_with_a_genuine_token_is_answered_in_one_of_four_ways(
 ) -> None:
     steady = Steady()
     # No task has this id, so that each body gets as far as the database.
-    token = CallbackToken(uuid.uuid4(), "A" * 12, CONN_ID).sign(service.api_key)
+    tokens = [
+        CallbackToken(uuid.uuid4(), "A" * 12, CONN_ID, is_listed).sign(service.api_key)
+        for is_listed in (False, True)
+    ]
 
     @IN_A_HURRY
-    @given(BODIES)
-    def holds(body: bytes) -> None:
+    @given(BODIES, st.sampled_from(tokens))
+    def holds(body: bytes, token: str) -> None:
         began = time.monotonic()
         answer = client.post(f"{PATH}/{token}", content=body)
         steady.note(answer, began)
@@ -134,10 +137,11 @@ def test_whatever_comes_as_a_token_is_answered_alike(client: Any, service: Any, 
             lambda change: genuine[: change[0]] + change[1] + genuine[change[0] + 1 :]
         ),
         st.builds(
-            lambda ti, name, conn: CallbackToken(ti, name, conn).sign("sk_guessed"),
+            lambda ti, name, conn, is_listed: CallbackToken(ti, name, conn, is_listed).sign("sk_guessed"),
             st.uuids(),
             st.text("ABCabc-_", min_size=12, max_size=12),
             st.text(min_size=1, max_size=12).filter(lambda text: text.isprintable()),
+            st.booleans(),
         ),
     ).filter(lambda token: token not in (genuine, ".", ".."))
     steady = Steady()

@@ -95,7 +95,7 @@ def test_the_ledger_learns_what_became_of_the_request(
 ) -> None:
     kling_task_id, record = create(service), ledger.intent()
     waiter.change(state=state)
-    token = waiter.token(service.api_key, submission_name(record))
+    token = waiter.token(service.api_key, submission_name(record.owner, record.generation))
     assert post(client, token, body_of(kling_task_id)) == TAKEN
     found = ledger.read()
     assert (found.state, found.kling_task_id) == (RecordState.SUBMITTED, kling_task_id)
@@ -111,7 +111,7 @@ def test_the_address_of_an_earlier_attempt_serves_as_well(
     client: Any, service: KlingEmulator, waiter: Waiter, ledger: TaskLedger
 ) -> None:
     kling_task_id, record = create(service), ledger.intent()
-    token = waiter.token(service.api_key, submission_name(record))
+    token = waiter.token(service.api_key, submission_name(record.owner, record.generation))
     waiter.end_attempt(state="running")
     assert post(client, token, body_of(kling_task_id)) == AGAIN, "its worker may be about to wait for it"
     assert ledger.read().kling_task_id == kling_task_id
@@ -123,7 +123,7 @@ def test_another_submissions_callback_is_not_taken_for_this_ones(
     kling_task_id, record = create(service), ledger.intent(generation=2)
     waiter.change(state="failed")
     earlier = record.model_copy(update={"generation": 1})
-    for submission in (submission_name(earlier), "A" * 12):
+    for submission in (submission_name(earlier.owner, earlier.generation), "A" * 12):
         assert post(client, waiter.token(service.api_key, submission), body_of(kling_task_id)) == TAKEN
     assert ledger.read() == record
 
@@ -133,7 +133,7 @@ def test_a_video_that_the_service_does_not_know_is_not_recorded(
 ) -> None:
     record = ledger.intent()
     waiter.change(state="failed")
-    token = waiter.token(service.api_key, submission_name(record))
+    token = waiter.token(service.api_key, submission_name(record.owner, record.generation))
     assert post(client, token, body_of("made-up")) == WRONG
     assert ledger.read() == record
 
@@ -144,7 +144,7 @@ def test_a_video_that_was_there_before_the_request_is_not_recorded(
     kling_task_id = create(service)
     record = ledger.intent(intent_at=time.time() + waiting_tasks.CLOCK_SKEW + 60)
     waiter.change(state="failed")
-    token = waiter.token(service.api_key, submission_name(record))
+    token = waiter.token(service.api_key, submission_name(record.owner, record.generation))
     assert post(client, token, body_of(kling_task_id)) == TAKEN
     assert ledger.read() == record
 
@@ -157,7 +157,7 @@ def test_a_ledger_that_knows_more_is_left_alone(
         state=state, kling_task_id=None if state is RecordState.FREE else "known", submitted_at=1.0
     )
     waiter.change(state="failed")
-    token = waiter.token(service.api_key, submission_name(record))
+    token = waiter.token(service.api_key, submission_name(record.owner, record.generation))
     assert post(client, token, body_of(create(service))) == TAKEN
     assert ledger.read() == record
 
@@ -182,7 +182,7 @@ def test_what_the_worker_writes_meanwhile_is_not_overwritten(
             ledger.write(later)
         return found
 
-    token = waiter.token(service.api_key, submission_name(record))
+    token = waiter.token(service.api_key, submission_name(record.owner, record.generation))
     monkeypatch.setattr(Ledger, "find", found_and_then_overtaken)
     post(client, token, body_of(kling_task_id))
     monkeypatch.undo()
@@ -199,7 +199,7 @@ def test_a_ledger_that_cannot_be_read_is_a_reason_to_come_again(
     waiter.change(state="failed")
     assert ledger._file is not None
     (tmp_path / ledger.key.path / "000001.json").write_text("{")
-    token = waiter.token(service.api_key, submission_name(record))
+    token = waiter.token(service.api_key, submission_name(record.owner, record.generation))
     assert post(client, token, body_of(create(service))) == AGAIN
 
 

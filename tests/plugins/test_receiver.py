@@ -14,7 +14,7 @@ import pytest
 
 from airflow_provider_kling.callbacks import PATH, CallbackToken
 from airflow_provider_kling.emulator import KlingEmulator
-from airflow_provider_kling.plugins import accounts, admission, waiting_tasks
+from airflow_provider_kling.plugins import accounts, admission, database, waiting_tasks
 from airflow_provider_kling.plugins import callbacks as receiver
 from airflow_provider_kling.triggers.kling import KlingVideoTrigger
 from airflow_provider_kling.waiting import WaitEvent
@@ -120,6 +120,7 @@ def test_a_doubled_callback_resumes_once_and_is_thanked_for_each_time(
     assert TAKEN in answers
     assert {answer[0] for answer in answers} <= {200, 503}
     assert len(resumed) == 1
+    assert service.ledger.task(kling_task_id).queries == 1, "one asks, the others learn from it"
     assert post(client, token, body_of(kling_task_id)) == TAKEN
     assert len(resumed) == 1
 
@@ -325,7 +326,7 @@ def test_a_database_that_is_down_is_a_reason_to_come_again(
         raise OperationalError("SELECT secret FROM place", {}, Exception("no route to host"))
 
     with monkeypatch.context() as down:
-        down.setattr(waiting_tasks, "create_session", broken)
+        down.setattr(database, "create_session", broken)
         token = waiter.token(service.api_key)
         assert post(client, token, body_of(kling_task_id)) == AGAIN
         unknown = waiter.token(service.api_key, conn_id="stored_in_the_database")

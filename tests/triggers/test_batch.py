@@ -103,6 +103,23 @@ def test_arguments_of_a_newer_release_are_tolerated_and_the_others_survive_the_d
     assert again.serialize() == (path, arguments)
 
 
+def test_only_videos_that_will_be_called_back_are_asked_for_rarely(kling_emulator: KlingEmulator) -> None:
+    ids = submitted(2)
+    for kling_task_id in ids:
+        kling_emulator.complete(kling_task_id)
+    called_back = {"submissions": ["submission", None], "callback_poll_interval": 3600.0}
+    assert fire(trigger(ids, enough=1, **called_back))["over"] == {ids[1]: "completed"}
+    assert [kling_emulator.ledger.task(its).queries for its in ids] == [0, 1]
+
+
+def test_what_it_is_called_back_for_survives_the_database() -> None:
+    made = trigger(["a", "b"], submissions=["one", None], callback_poll_interval=300.0)
+    path, arguments = made.serialize()
+    assert KlingVideosTrigger(**json.loads(json.dumps(arguments))).serialize() == (path, arguments)
+
+
 def test_hundreds_of_videos_keep_its_arguments_small() -> None:
-    _, arguments = trigger([f"cl{index:023}" for index in range(500)]).serialize()
+    ids = [f"cl{index:023}" for index in range(500)]
+    submissions = [f"{index:012}" for index in range(500)]
+    _, arguments = trigger(ids, submissions=submissions, callback_poll_interval=300.0).serialize()
     assert len(json.dumps(arguments)) < 64_000

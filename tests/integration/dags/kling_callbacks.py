@@ -7,6 +7,7 @@ from typing import Any
 
 from airflow.sdk import DAG, Asset, task
 
+from airflow_provider_kling.operators.batch import KlingGenerateVideoBatchOperator
 from airflow_provider_kling.operators.kling import KlingGenerateVideoOperator
 
 MARK = "{{ run_id }}"
@@ -27,6 +28,19 @@ with DAG(
     "kling_called_back_lost", schedule=None, default_args={"retries": 20, "retry_delay": timedelta(seconds=2)}
 ):
     KlingGenerateVideoOperator(task_id="make", deferrable=True, **CALLED_BACK)
+
+LISTS = {"kling_called_back_list": 6, "kling_called_back_waves": 3}
+
+for dag_id, max_in_flight in LISTS.items():
+    with DAG(dag_id, schedule=None, default_args={"retries": 20, "retry_delay": timedelta(seconds=2)}):
+        KlingGenerateVideoBatchOperator(
+            task_id="make",
+            requests=[f"{MARK} scene {number}" for number in range(6)],
+            duration=3,
+            callback=True,
+            deferrable=True,
+            max_in_flight=max_in_flight,
+        )
 
 FILM = Asset("kling_film_that_nobody_waited_for")
 
