@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import (
     AirflowFailException,
+    AirflowSkipException,
     AirflowTaskTimeout,
     BaseOperator,
     conf,
@@ -32,6 +33,7 @@ from airflow_provider_kling.assets import after_rehearsal, tell_outlets_of_many
 from airflow_provider_kling.batch_requests import ITEM_FIELDS, REQUEST_FIELDS, literal_faults, read_items
 from airflow_provider_kling.batch_result import FailOn, VideosFailedError, paths_in, summary
 from airflow_provider_kling.budget import usd
+from airflow_provider_kling.card import CardState, leave_card, list_card
 from airflow_provider_kling.exceptions import raising_to_airflow
 from airflow_provider_kling.hooks.kling import KlingHook
 from airflow_provider_kling.hooks.settings import DEFAULT_CONN_ID
@@ -210,6 +212,7 @@ class KlingGenerateVideoBatchOperator(BaseOperator):
                 if self.is_dry_run:
                     result = counts | {"state": "dry_run", "results": []}
                     return after_rehearsal(context, self.outlets, result)
+                leave_card(context, lambda: list_card(counts, state=CardState.COMPLETED), log=self.log)
                 tell_outlets_of_many(context, self.outlets, counts, (), log=self.log)
                 return counts | {"results": []}
             if self.is_dry_run:
@@ -272,10 +275,12 @@ class KlingGenerateVideoBatchOperator(BaseOperator):
             except KlingError as error:
                 if not isinstance(error, VideosFailedError):  # each of its videos is counted
                     metrics.failed(error)
+                self._show_failure(context, batch, error)
                 raise
-            except AirflowFailException:
+            except (AirflowFailException, AirflowSkipException):
                 raise
             except (Exception, AirflowTaskTimeout) as error:
+                self._show_failure(context, batch, error)
                 bought = batch.kling_task_ids if batch is not None else []
                 bought = bought or list(told.over if told is not None else ())
                 keep_from_buying_again(error, bought, is_kept=ledger.is_kept, log=self.log)
@@ -283,6 +288,12 @@ class KlingGenerateVideoBatchOperator(BaseOperator):
             finally:
                 if batch is not None:
                     self._files = [uri_of(path) for _, _, path in paths_in(batch.ended)]
+
+    def _show_failure(self, context: Context, batch: Batch | None, error: BaseException) -> None:
+        if batch is not None:
+            batch.show_failure(error)
+        else:
+            leave_card(context, lambda: list_card({}, state=CardState.FAILED, error=error), log=self.log)
 
     def _results_at(self, context: Context, ledger_path: str | None) -> str | None:
         if self.output_path:

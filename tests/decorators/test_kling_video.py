@@ -18,7 +18,7 @@ from airflow_provider_kling.decorators.kling import (
     kling_video_task,
 )
 from airflow_provider_kling.emulator import KlingEmulator
-from airflow_provider_kling.generation import XCOM_VIDEO
+from airflow_provider_kling.card import XCOM_VIDEO
 from airflow_provider_kling.operators.kling import KlingGenerateVideoOperator
 from airflow_provider_kling.waiting import PauseEvent
 from tests.task_runs import TaskInstance, run_task
