@@ -203,6 +203,7 @@ class Batch:
         self._entries: dict[int, Entry] = {}
         self._unknown_in_a_row = 0
         self._estimated_cost_usd: float | None = None
+        self._has_looked_back = False
         self._counts_at_end: Mapping[str, Any] | None = None
         self._results_path: str | None = None
         self.ended: list[dict[str, Any] | None] = []
@@ -344,12 +345,13 @@ class Batch:
     def _counts(self) -> dict[str, Any]:
         """Count what has ended so far. What has not is not told as never asked for."""
         ended = [entry.ended for entry in self._entries.values() if entry.ended is not None]
-        counts = summary(video_results(ended))
-        return {**counts, "total": len(self._items)}
+        results = video_results(ended)
+        return {**summary(results), "total": len(self._items), "recorded_videos": _recorded(results)}
 
     def _estimated(self) -> float | None:
         """Return what all of them cost by the estimate: after a deferral it is not worked out anew."""
-        if self._estimated_cost_usd is None:
+        if self._estimated_cost_usd is None and not self._has_looked_back:
+            self._has_looked_back = True
             ti: Any = self._context["ti"]
             before = ti.xcom_pull(
                 task_ids=ti.task_id, key=XCOM_VIDEO, map_indexes=self._coordinates.map_index
@@ -465,6 +467,7 @@ class Batch:
         delivered = sum(entry.ended is not None for entry in taken_up)
         costs = [cost for cost in map(highest, self._costs(self._entries)) if cost is not None]
         self._estimated_cost_usd = float(sum(costs, start=Decimal(0))) if costs else None
+        self._has_looked_back = True
         self._log.info(
             "Asking Kling for %d videos, at most %d at a time; estimated cost of all %s. Earlier attempts asked for %d "
             "of them, of which %d are delivered. The ledger is at %s.",
@@ -799,9 +802,10 @@ class Batch:
         if len(results) > MOST_IN_XCOM:
             told["results"] = None
         if self._results_at is not None:
-            told["results_path"] = self._write_results(document(results, counts))
+            told["results_path"] = self._write_results(document(results, counts, self._coordinates))
         self.ended = ended
-        self._counts_at_end, self._results_path = counts, told["results_path"]
+        self._counts_at_end = {**counts, "recorded_videos": _recorded(results)}
+        self._results_path = told["results_path"]
         if self._is_success(counts):
             self._show(CardState.COMPLETED)
             self._tell_outlets(told)
@@ -905,6 +909,10 @@ class Batch:
 def _submitted_at(entry: Entry) -> float:
     record = entry.record or {}
     return float(record.get("submitted_at") or record["intent_at"])
+
+
+def _recorded(results: Sequence[Mapping[str, Any]]) -> int:
+    return sum(result["recorded_cost_usd"] is not None for result in results)
 
 
 def _at(index: int, fault: Fault) -> Fault:

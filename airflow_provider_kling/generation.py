@@ -6,6 +6,7 @@ import random
 import time
 from dataclasses import replace
 from datetime import timedelta
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_kling import config
@@ -246,7 +247,11 @@ class Generation:
     @property
     def asked(self) -> Asked | None:
         """What was asked for, None where that is not known any more."""
-        return self._order.asked if self._order is not None else asked_before(self._context)
+        return self._order.asked if self._order is not None else self._asked_before
+
+    @cached_property
+    def _asked_before(self) -> Asked | None:
+        return asked_before(self._context)
 
     def _wait(self, obtained: Obtained, limits: PauseEvent) -> Over:
         waiting = Waiting(
@@ -319,6 +324,7 @@ class Generation:
             kling_task_id,
             task.video_url if task else None,
             base_url=self._hook.settings.base_url,
+            stays=self._operator.wait_for_completion and not self._operator.deferrable,
         )
 
 

@@ -20,6 +20,7 @@ from airflow.providers.common.compat.sdk import (
 )
 
 from airflow_provider_kling import config, metrics
+from airflow_provider_kling.airflow_versions import AIRFLOW_V_3_1_PLUS
 from airflow_provider_kling.api.errors import InvalidRequestError, KlingError
 from airflow_provider_kling.api.request import DEFAULT_MODEL
 from airflow_provider_kling.arguments import (
@@ -34,11 +35,12 @@ from airflow_provider_kling.batch_requests import ITEM_FIELDS, REQUEST_FIELDS, l
 from airflow_provider_kling.batch_result import FailOn, VideosFailedError, paths_in, summary
 from airflow_provider_kling.budget import usd
 from airflow_provider_kling.card import CardState, leave_card, list_card
-from airflow_provider_kling.exceptions import raising_to_airflow
+from airflow_provider_kling.exceptions import going_on, raising_to_airflow
 from airflow_provider_kling.hooks.kling import KlingHook
 from airflow_provider_kling.hooks.settings import DEFAULT_CONN_ID
 from airflow_provider_kling.ledger import SubmissionKey
 from airflow_provider_kling.lineage import lineage_of_many
+from airflow_provider_kling.links.kling import KlingVideoLink
 from airflow_provider_kling.output_path import Coordinates, uri_of
 from airflow_provider_kling.settlement import keep_from_buying_again
 from airflow_provider_kling.submission import OnExpiredResult, OnUnknownSubmission
@@ -116,6 +118,7 @@ class KlingGenerateVideoBatchOperator(BaseOperator):
         "multi_prompt": "json",
         "extra_body": "json",
     }
+    operator_extra_links = (KlingVideoLink(),) if AIRFLOW_V_3_1_PLUS else ()
     ui_color = "#e8def8"
 
     def __init__(
@@ -217,6 +220,9 @@ class KlingGenerateVideoBatchOperator(BaseOperator):
                 return counts | {"results": []}
             if self.is_dry_run:
                 return after_rehearsal(context, self.outlets, batch.rehearse())
+            if AIRFLOW_V_3_1_PLUS and not self.deferrable:
+                with going_on(self.log, "The link to the videos could not be shown"):
+                    KlingVideoLink.push_page(context)
             return batch.start(end_of_attempt(self.execution_timeout, now=time.time()))
 
     def execute_complete(self, context: Context, event: Any = None) -> dict[str, Any]:

@@ -480,7 +480,13 @@ class KlingDownloadVideoOperator(BaseOperator):
             )
             delivery.check()
             with going_on(self.log, "The link to the video could not be shown"):
-                KlingVideoLink.push(context, waiting.task_id, None, base_url=hook.settings.base_url)
+                KlingVideoLink.push(
+                    context,
+                    waiting.task_id,
+                    None,
+                    base_url=hook.settings.base_url,
+                    stays=not self.deferrable,
+                )
             try:
                 over = follow(self, hook, waiting, deferrable=self.deferrable)
                 if over.error is not None:

@@ -193,7 +193,7 @@ class KlingVideoSensor(BaseSensorOperator):
 
     def _show_link(self, context: Context, hook: KlingHook, task_id: str, video_url: str | None) -> None:
         with going_on(self.log, "The link to the video could not be shown"):
-            KlingVideoLink.push(context, task_id, video_url, base_url=hook.settings.base_url)
+            KlingVideoLink.push(context, task_id, video_url, base_url=hook.settings.base_url, stays=False)
 
     @staticmethod
     def _fail(over: Over) -> NoReturn:
