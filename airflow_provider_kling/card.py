@@ -13,8 +13,6 @@ from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
-import pendulum
-
 from airflow_provider_kling import metrics
 from airflow_provider_kling.api.errors import KlingError, Paid
 from airflow_provider_kling.exceptions import going_on
@@ -225,15 +223,17 @@ def file_on_card(file: Mapping[str, Any]) -> dict[str, Any]:
     return {"name": posixpath.basename(file["path"]), **{name: file.get(name) for name in _OF_A_FILE}}
 
 
-def expires_at(completed_at: str | None) -> str:
+def expires_at(completed_at: str | None) -> str | None:
     """
-    Return when the service deletes a result, ISO 8601.
+    Return when the service deletes a result, ISO 8601; None where what is told is no time.
 
     :param completed_at: when it was completed; None where the service does not say, which counts as just now.
     """
-    completed = pendulum.now("UTC") if completed_at is None else pendulum.parse(completed_at)
-    assert isinstance(completed, pendulum.DateTime)  # noqa: S101 - it was written from one
-    return (completed + RESULT_KEPT).to_iso8601_string()
+    try:
+        completed = datetime.now(UTC) if completed_at is None else datetime.fromisoformat(completed_at)
+        return (completed + RESULT_KEPT).isoformat()
+    except (TypeError, ValueError, OverflowError):
+        return None
 
 
 def leave_card(context: Context, make: Callable[[], Mapping[str, Any]], *, log: TaskLog) -> None:

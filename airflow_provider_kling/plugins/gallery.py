@@ -211,9 +211,9 @@ async def _play(request: Request, video: StoredVideo, part: Wanted, *, is_downlo
         headers["Content-Encoding"] = "identity"
     if request.method == "HEAD" or not part.length:
         return Response(status_code=part.status, headers=headers)
-    streams = _limiter(_streams, MOST_STREAMS)
+    streams, stream = _limiter(_streams, MOST_STREAMS), object()
     try:
-        streams.acquire_on_behalf_of_nowait(part)
+        streams.acquire_on_behalf_of_nowait(stream)
     except anyio.WouldBlock:
         busy = {**_OF_ALL, **_OF_DATA, "Retry-After": "5"}
         return JSONResponse({"detail": "Too many videos are played at once; try again."}, 503, busy)
@@ -228,9 +228,9 @@ async def _play(request: Request, video: StoredVideo, part: Wanted, *, is_downlo
             file.close()
             raise
     except BaseException:
-        streams.release_on_behalf_of(part)
+        streams.release_on_behalf_of(stream)
         raise
-    return _Playing(video, part, file, first, headers, streams)
+    return _Playing(video, part, file, first, headers, done=lambda: streams.release_on_behalf_of(stream))
 
 
 class _Playing(Response):
@@ -243,14 +243,15 @@ class _Playing(Response):
         file: BinaryIO,
         first: bytes,
         headers: Mapping[str, str],
-        streams: anyio.CapacityLimiter,
+        *,
+        done: Callable[[], None],
     ) -> None:
         super().__init__(status_code=part.status, headers=headers)
         self._video = video
         self._part = part
         self._file = file
         self._first = first
-        self._streams = streams
+        self._done = done
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -267,7 +268,7 @@ class _Playing(Response):
                     await self._send(send)
                 group.cancel_scope.cancel()
         finally:
-            self._streams.release_on_behalf_of(self._part)
+            self._done()
             with anyio.CancelScope(shield=True), suppress(Exception):
                 await _in_thread(self._file.close)
 

@@ -211,7 +211,9 @@ def card_of(whose: Coordinates, item: int, result: Mapping[str, Any]) -> dict[st
         "schema": SCHEMA,
         "kind": "video",
         "item": item,
-        "state": result.get("outcome") if result.get("outcome") in _OUTCOMES else Ended.UNRESOLVED.value,
+        "state": next(
+            (state.value for state in Ended if state == result.get("outcome")), Ended.UNRESOLVED.value
+        ),
         "waits": True,
         **{name: result.get(name) for name in _COPIED},
         "files": [
@@ -225,14 +227,13 @@ def card_of(whose: Coordinates, item: int, result: Mapping[str, Any]) -> dict[st
         if first.request is not None:
             card["request"] = first.request
     link = result.get("video_url")
-    if not paths_of(result) and isinstance(link, str):
+    if not paths_of(result) and isinstance(link, str) and link.startswith(("https://", "http://")):
         card["video_url"] = link
-        completed_at = card["completed_at"]
-        card["expires_at"] = expires_at(completed_at) if isinstance(completed_at, str) else None
+        if card["completed_at"] is not None:
+            card["expires_at"] = expires_at(card["completed_at"])
     return card
 
 
-_OUTCOMES = frozenset(Ended)
 _COPIED = (
     "task_id",
     "model",
@@ -343,7 +344,7 @@ def _xcom(whose: Coordinates, key: str) -> Any:
     try:
         with create_session() as session:
             value = session.scalar(
-                select(XComModel).where(
+                select(XComModel.value).where(
                     XComModel.dag_id == whose.dag_id,
                     XComModel.run_id == whose.run_id,
                     XComModel.task_id == whose.task_id,
