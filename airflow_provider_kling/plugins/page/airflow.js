@@ -36,13 +36,14 @@ export async function listEntries(dagId, offset, urgency) {
  * What a task left about its video; null where it left nothing (or no longer, as it runs again).
  *
  * @param {object} entry ids of the task instance; with a `timestamp` the value may come from this tab's memory.
+ * @param {() => boolean} isWanted see takeTurn.
  */
-export async function readValue(entry, urgency) {
+export async function readValue(entry, urgency, isWanted) {
   const kept = entry.timestamp ? recall(entry) : null;
   if (kept) return kept;
   const parameters = new URLSearchParams({ map_index: entry.map_index });
   try {
-    const answer = await ask(`${taskPath(entry)}/xcomEntries/${XCOM_KEY}?${parameters}`, urgency);
+    const answer = await ask(`${taskPath(entry)}/xcomEntries/${XCOM_KEY}?${parameters}`, urgency, isWanted);
     const value = parsed(answer.value);
     const told = value && typeof value === "object" ? { ...value, timestamp: answer.timestamp } : null;
     if (told && OVER.has(told.state)) remember({ ...entry, timestamp: answer.timestamp }, told);
@@ -97,8 +98,8 @@ export async function whyNot(address) {
   }
 }
 
-function ask(path, urgency) {
-  return takeTurn(() => fetchJson(`${API}/${path}`), urgency);
+function ask(path, urgency, isWanted) {
+  return takeTurn(() => fetchJson(`${API}/${path}`), urgency, isWanted);
 }
 
 async function fetchJson(address) {

@@ -124,7 +124,7 @@ export class CardView {
 
   broken(message) {
     this.player = null;
-    this.node.querySelector(".stage")?.replaceWith(blank("failed", "Cannot be played"));
+    this.node.querySelector(".stage")?.replaceWith(blank("none", "Cannot be played"));
     const reason = element("p.reason", { role: "status" }, message);
     this.node.querySelector(".place")?.before(reason);
   }

@@ -15,7 +15,7 @@ export class IndexOfVideos {
   }
 
   /** Ask for the next page. What is under way already is not asked for twice. */
-  more(urgency = "now") {
+  more(urgency = "first") {
     this.pending ??= this.read(urgency).finally(() => { this.pending = null; });
     return this.pending;
   }
@@ -31,7 +31,7 @@ export class IndexOfVideos {
 
   /** Look for what has come since, and return it. */
   async news() {
-    const { entries, total } = await listEntries(this.dagId, 0, "now");
+    const { entries, total } = await listEntries(this.dagId, 0, "first");
     const fresh = this.take(entries);
     this.offset += fresh.length;
     this.total = total;

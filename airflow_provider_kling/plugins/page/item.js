@@ -6,6 +6,7 @@ import { cardOf, mayChange, withTask } from "./card.js";
 import { element } from "./element.js";
 import { ListView } from "./list-view.js";
 import { unwatch, watch } from "./sight.js";
+import { NotWantedError } from "./turns.js";
 
 export class Item {
   /**
@@ -20,6 +21,7 @@ export class Item {
     this.card = null;
     this.isGone = false;
     this.reading = null;
+    this.isNear = false;
     this.isVisible = false;
     this.view = new CardView(entry, open);
     this.node = element("li", {}, this.view.node);
@@ -31,7 +33,12 @@ export class Item {
   }
 
   onNear() {
+    this.isNear = true;
     this.read("now");
+  }
+
+  onFar() {
+    this.isNear = false;
   }
 
   onVisible() {
@@ -46,11 +53,10 @@ export class Item {
     this.told.seen(this, false);
   }
 
-  /** Read it once; what a person looks at overtakes what is only added up. */
+  /** Read it once. What is read "now" is left alone if it is out of sight again before its turn. */
   read(urgency) {
-    if (this.card || (this.reading && (urgency === "background" || this.urgency === "now"))) return this.reading;
-    this.urgency = urgency;
-    this.reading = this.look(urgency);
+    if (this.card) return null;
+    this.reading ??= this.look(urgency).finally(() => { this.reading = null; });
     return this.reading;
   }
 
@@ -65,11 +71,12 @@ export class Item {
 
   async look(urgency) {
     try {
-      const value = await readValue(this.entry, urgency);
+      const value = await readValue(this.entry, urgency, () => urgency !== "now" || this.isNear);
       if (!this.card) this.learn(value, null);
     } catch (error) {
-      this.reading = null;
-      if (!this.card) this.view.showError(error.message, () => this.read("now"));
+      if (!(error instanceof NotWantedError) && !this.card) {
+        this.view.showError(error.message, () => this.read("first"));
+      }
     }
   }
 

@@ -42,9 +42,13 @@ export class ListView extends CardView {
   async narrow(text) {
     this.wanted = text;
     await this.loading;
+    return this.hideOthers();
+  }
+
+  hideOthers() {
     let found = 0;
     for (const view of this.views) {
-      const matches = !text || (view.card.prompt ?? "").toLowerCase().includes(text);
+      const matches = !this.wanted || (view.card.prompt ?? "").toLowerCase().includes(this.wanted);
       view.row.hidden = !matches;
       found += matches ? 1 : 0;
     }
@@ -69,7 +73,11 @@ export class ListView extends CardView {
     const left = videos.length ? total - this.views.length : 0;
     this.more.hidden = left <= 0;
     this.more.textContent = `Show ${Math.min(left, AT_ONCE)} more of ${words.count(total, "video")}`;
-    if (this.wanted) await this.narrow(this.wanted);
+    if (!total && this.card.counts.completed) {
+      this.trouble.hidden = false;
+      this.trouble.textContent = "What became of each video is not to be found any more: see the task's XComs and log.";
+    }
+    this.hideOthers();
   }
 
   add(video) {

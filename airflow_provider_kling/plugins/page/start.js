@@ -73,7 +73,11 @@ function showAll() {
     index, filters, node: parts.wall, foot: parts.more, open: showAlone, counted: tell,
     read: (entry, card) => learn(entry, card),
     seen: (item, isSeen) => refresh.seen(item, isSeen),
-    failed: (error) => parts.notice.replaceChildren(notices.failedToRead(error, showAll)),
+    failed: (error) => {
+      parts.wall.removeAttribute("aria-busy");
+      parts.count.textContent = "";
+      parts.notice.replaceChildren(notices.failedToRead(error, showAll));
+    },
   });
   parts.wall.setAttribute("aria-busy", "true");
 }
@@ -85,19 +89,15 @@ function tell() {
   parts.count.textContent = filters.needsCards
     ? `${words.count(shown + inLists, "video")}${isWaitingForSome ? ` in the newest ${looked.toLocaleString("en-US")}` : ""}`
     : words.count((isOver ? shown : Math.max(total ?? 0, shown)) + inLists, "video");
-  if (isOver && shown === 0 && !parts.notice.querySelector("button, a")) {
+  if (isOver && shown === 0) {
     parts.notice.replaceChildren(filters.isEmpty && !everything.total
       ? notices.nothingYet()
       : notices.nothingMatches(() => filters.clear()));
   } else if (shown > 0) {
     parts.notice.replaceChildren();
   }
-  if (isSettled()) beginToAddUp();
+  if (wall.isOver || wall.items.length > 0) beginToAddUp();
   wall.items.forEach((item) => item.isVisible && item.mayChange && refresh.plan(400));
-}
-
-function isSettled() {
-  return wall.isOver || wall.items.length > 0;
 }
 
 async function showAlone(entry) {

@@ -21,6 +21,7 @@ export class Wall {
     this.isOver = false;
     this.isEnded = false;
     this.isWanted = false;
+    this.hasFailed = false;
     this.node.replaceChildren();
     // Far below the window, so that the person does not meet the end of the wall.
     this.watching = new IntersectionObserver(([change]) => {
@@ -37,12 +38,13 @@ export class Wall {
     try {
       while (this.isWanted && !this.isOver && !this.isEnded) await this.addSome();
     } catch (error) {
+      this.hasFailed = true;
       if (!this.isEnded) this.failed(error);
       this.isOver = true;
     } finally {
       this.growing = false;
     }
-    if (!this.isEnded) this.counted();
+    if (!this.isEnded && !this.hasFailed) this.counted();
   }
 
   /** Put what has come since at the top. */
@@ -67,7 +69,7 @@ export class Wall {
 
   async addSome() {
     const since = this.filters.since;
-    if (this.next >= this.index.entries.length && !this.index.reaches(since)) await this.index.more("now");
+    if (this.next >= this.index.entries.length && !this.index.reaches(since)) await this.index.more();
     if (this.isEnded) return;
     const needsCards = this.filters.needsCards;
     const upTo = needsCards ? this.next + A_SCREEN : this.index.entries.length;
@@ -78,7 +80,7 @@ export class Wall {
     items.forEach((item) => this.judge(item));
     this.node.append(...items.map((item) => item.node));
     this.isOver = this.next >= this.index.entries.length && this.index.reaches(since);
-    if (needsCards) await Promise.all(items.map((item) => item.read("now")));
+    if (needsCards) await Promise.all(items.map((item) => item.read("first")));
     this.counted();
     // Let the browser lay out and tell whether more is wanted.
     await new Promise((resolve) => { requestAnimationFrame(() => setTimeout(resolve)); });
