@@ -207,7 +207,7 @@ def card_of(whose: Coordinates, item: int, result: Mapping[str, Any]) -> dict[st
             manifests.append(_proven(whose, path, result.get("task_id"), index))
         except NotPlayedError:
             break
-    card = {
+    card: dict[str, Any] = {
         "schema": SCHEMA,
         "kind": "video",
         "item": item,

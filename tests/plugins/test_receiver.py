@@ -429,7 +429,7 @@ def test_no_access_log_learns_the_token(service: KlingEmulator, airflow_db: None
             await self.app(scope, receive, noting)
             seen.append(scope["path"])
 
-    [mounted] = KlingPlugin().fastapi_apps
+    [mounted] = [each for each in KlingPlugin().fastapi_apps if each["url_prefix"] == PATH]
     app = FastAPI()
     app.mount(mounted["url_prefix"], mounted["app"])
     app.add_middleware(AccessLog)
