@@ -21,6 +21,11 @@ export class Refresh {
     this.plan(item.lookedAt ? EVERY : FIRST);
   }
 
+  /** Something new is known of an item. */
+  read(item) {
+    if (item.isVisible) this.seen(item, true);
+  }
+
   forget() {
     this.waiting.clear();
     clearTimeout(this.timer);

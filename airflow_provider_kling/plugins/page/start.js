@@ -71,7 +71,10 @@ function showAll() {
   else if (index.dagId !== dag) index = new IndexOfVideos(dag);
   wall = new Wall({
     index, filters, node: parts.wall, foot: parts.more, open: showAlone, counted: tell,
-    read: (entry, card) => learn(entry, card),
+    read: (item) => {
+      learn(item.entry, item.card);
+      refresh.read(item);
+    },
     seen: (item, isSeen) => refresh.seen(item, isSeen),
     failed: (error) => {
       parts.wall.removeAttribute("aria-busy");
@@ -97,7 +100,6 @@ function tell() {
     parts.notice.replaceChildren();
   }
   if (wall.isOver || wall.items.length > 0) beginToAddUp();
-  wall.items.forEach((item) => item.isVisible && item.mayChange && refresh.plan(400));
 }
 
 async function showAlone(entry) {
@@ -115,9 +117,9 @@ async function showAlone(entry) {
   setQuery(parameters);
   const item = new Item(entry, {
     seen: (which, isSeen) => refresh.seen(which, isSeen),
-    read: () => {
+    read: (which) => {
       parts.notice.replaceChildren();
-      refresh.plan(400);
+      refresh.read(which);
     },
   });
   alone = item;

@@ -9,7 +9,7 @@ const A_SCREEN = 24; // cards that are looked at together where they have to be 
 
 export class Wall {
   /**
-   * @param {object} parts `index`, `filters`, `node` (the list), `foot` (below it), `read(entry)` when an entry's card
+   * @param {object} parts `index`, `filters`, `node` (the list), `foot` (below it), `read(item)` when an item's card
    *   is known, `open(entry)`, `seen(item, isSeen)`, `counted()`, `failed(error)`.
    */
   constructor(parts) {
@@ -95,7 +95,7 @@ export class Wall {
     if (item.card) {
       this.filters.offer("model", item.card.model);
       this.settle(item);
-      this.read(item.entry, item.card);
+      this.read(item);
     }
     this.judge(item);
     if (this.filters.needsCards) this.counted();
