@@ -168,6 +168,24 @@ def test_many_slow_viewers_keep_nobody_waiting(
             assert viewer.recv(16)
 
 
+@pytest.mark.parametrize("hangs_from", [0, 1], ids=["from its first byte on", "in the middle"])
+def test_a_storage_that_hangs_keeps_nobody_waiting_but_its_viewers(
+    serve: Callable[[], Server], wide_film: str, wide_s3: WideS3, hangs_from: int
+) -> None:
+    server = serve()
+    wide_s3.hangs_from = hangs_from
+    with ExitStack() as watching:
+        for _ in range(60):
+            watching.enter_context(closing(server.ask(wide_film)))
+        wait_for(lambda: wide_s3.count("GET") >= gallery.THREADS)
+        # More of them than the threads with which Airflow answers its own requests, and one of those is this.
+        for _ in range(3):
+            assert server.status("/api/v2/dags") == 200
+        wide_s3.goes_on.set()
+        wide_s3.hangs_from = None
+    assert server.status(wide_film, Range="bytes=5-9") == 206
+
+
 def test_there_is_an_end_to_how_many_watch_at_once(
     serve: Callable[[], Server], wide_film: str, wide_s3: WideS3, monkeypatch: pytest.MonkeyPatch
 ) -> None:

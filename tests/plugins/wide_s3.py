@@ -41,6 +41,8 @@ class WideS3(ThreadingHTTPServer):
         self.requests: list[tuple[str, str, str]] = []
         self.sent = 0
         self.lock = threading.Lock()
+        self.hangs_from: int | None = None
+        self.goes_on = threading.Event()
 
     @property
     def uri(self) -> str:
@@ -97,6 +99,9 @@ class _Handler(BaseHTTPRequestHandler):
             assert found is not None, asked
             start, stop, status = int(found[1]), min(size, int(found[2] or size) + 1), 206
             headers["Content-Range"] = f"bytes {start}-{stop - 1}/{size}"
+        hangs_from = self.server.hangs_from
+        if self.command == "GET" and name == FILM and hangs_from is not None and start >= hangs_from:
+            self.server.goes_on.wait()
         if self.command == "HEAD":
             self._send(200, None, headers | {"Content-Length": str(size)})
         else:
@@ -130,7 +135,7 @@ def wide_server() -> Iterator[WideS3]:
 
 
 @pytest.fixture
-def wide_s3(wide_server: WideS3, monkeypatch: pytest.MonkeyPatch) -> WideS3:
+def wide_s3(wide_server: WideS3, monkeypatch: pytest.MonkeyPatch) -> Iterator[WideS3]:
     """Return the server, with the Airflow connection that leads to it."""
     endpoint = f"http://127.0.0.1:{wide_server.server_address[1]}"
     connection = {
@@ -143,4 +148,7 @@ def wide_s3(wide_server: WideS3, monkeypatch: pytest.MonkeyPatch) -> WideS3:
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     wide_server.beside.clear()
     wide_server.forget()
-    return wide_server
+    wide_server.goes_on.clear()
+    yield wide_server
+    wide_server.hangs_from = None
+    wide_server.goes_on.set()
