@@ -170,6 +170,16 @@ def get_provider_info() -> dict[str, Any]:
                         "example": None,
                         "default": "300",
                     },
+                    "media_hosts": {
+                        "description": (
+                            "Origins, separated by commas, from which the page of videos in Airflow's UI may play what "
+                            "was not stored. The service's own links lead to the default one.\n"
+                        ),
+                        "version_added": "0.1.0",
+                        "type": "string",
+                        "example": "https://r2.apimodels.app,https://media.example.com",
+                        "default": "https://r2.apimodels.app",
+                    },
                     "prices": {
                         "description": (
                             "Prices that differ from the service's table, as JSON: USD per second of output by model, "

@@ -47,6 +47,7 @@ from airflow_provider_kling.batch_result import (
 )
 from airflow_provider_kling.budget import check_balance, check_budget, shown
 from airflow_provider_kling.callbacks import XCOM_OVER, CallbackAddress
+from airflow_provider_kling.card import XCOM_VIDEO, CardState, leave_card, list_card
 from airflow_provider_kling.costs import DEFAULT_PATIENCE, recorded_cost
 from airflow_provider_kling.delivery import Delivery
 from airflow_provider_kling.generation import BUSY_PAUSE
@@ -205,6 +206,10 @@ class Batch:
         self._waits: dict[int, tuple[Waiting, float]] = {}
         self._entries: dict[int, Entry] = {}
         self._unknown_in_a_row = 0
+        self._estimated_cost_usd: float | None = None
+        self._has_looked_back = False
+        self._counts_at_end: Mapping[str, Any] | None = None
+        self._results_path: str | None = None
         self.ended: list[dict[str, Any] | None] = []
         """What was kept of each video, when all are over."""
         self._state = BatchState(
@@ -310,6 +315,7 @@ class Batch:
         ]
         counts = {**summary(()), "total": len(results)}
         counts["estimated_cost_usd"] = None if most is None else float(most)
+        leave_card(self._context, lambda: list_card(counts, state=CardState.DRY_RUN), log=self._log)
         return counts | {
             "state": "dry_run",
             "results": results if len(results) <= MOST_IN_XCOM else None,
@@ -321,6 +327,47 @@ class Batch:
         """What this attempt has asked for or taken up, and what earlier ones paid for, in the list's order."""
         entries = sorted(self._entries.values(), key=lambda entry: entry.index)
         return [entry.kling_task_id for entry in entries if entry.kling_task_id is not None]
+
+    def show_failure(self, error: BaseException) -> None:
+        """Leave a card that says why this attempt fails."""
+        self._show(CardState.FAILED, error)
+
+    def _show(self, state: CardState, error: BaseException | None = None) -> None:
+        """Leave a card that says how far the list is."""
+
+        def make() -> dict[str, Any]:
+            at_end = self._counts_at_end
+            taken = [
+                _submitted_at(entry) for entry in self._entries.values() if entry.kling_task_id is not None
+            ]
+            return list_card(
+                self._counts() if at_end is None else at_end,
+                state=state,
+                submitted_at=min(taken, default=None),
+                estimated_cost_usd=self._estimated() if at_end is None else None,
+                results_path=self._results_path,
+                error=error,
+            )
+
+        leave_card(self._context, make, log=self._log)
+
+    def _counts(self) -> dict[str, Any]:
+        """Count what has ended so far. What has not is not told as never asked for."""
+        ended = [entry.ended for entry in self._entries.values() if entry.ended is not None]
+        results = video_results(ended)
+        return {**summary(results), "total": len(self._items), "recorded_videos": _recorded(results)}
+
+    def _estimated(self) -> float | None:
+        """Return what all of them cost by the estimate: after a deferral it is not worked out anew."""
+        if self._estimated_cost_usd is None and not self._has_looked_back:
+            self._has_looked_back = True
+            ti: Any = self._context["ti"]
+            before = ti.xcom_pull(
+                task_ids=ti.task_id, key=XCOM_VIDEO, map_indexes=self._coordinates.map_index
+            )
+            known = before.get("estimated_cost_usd") if isinstance(before, Mapping) else None
+            self._estimated_cost_usd = known
+        return self._estimated_cost_usd
 
     @contextlib.contextmanager
     def _never_buying_again(self) -> Iterator[None]:
@@ -430,6 +477,8 @@ class Batch:
         taken_up = [entry for entry in self._entries.values() if entry.kling_task_id is not None]
         delivered = sum(entry.ended is not None for entry in taken_up)
         costs = [cost for cost in map(highest, self._costs(self._entries)) if cost is not None]
+        self._estimated_cost_usd = float(sum(costs, start=Decimal(0))) if costs else None
+        self._has_looked_back = True
         self._log.info(
             "Asking Kling for %d videos, at most %d at a time; estimated cost of all %s. Earlier attempts asked for %d "
             "of them, of which %d are delivered. The ledger is at %s.",
@@ -457,6 +506,7 @@ class Batch:
             while overs := self._submit():
                 self._settle(overs)
             self._ledger.flush()
+            self._show(CardState.SUBMITTED)
             flying = self._flying()
             if flying or (self._state.stopped is None and self._to_do()):
                 self._settle(self._wait(flying))
@@ -796,9 +846,12 @@ class Batch:
         if len(results) > MOST_IN_XCOM:
             told["results"] = None
         if self._results_at is not None:
-            told["results_path"] = self._write_results(document(results, counts))
+            told["results_path"] = self._write_results(document(results, counts, self._coordinates))
         self.ended = ended
+        self._counts_at_end = {**counts, "recorded_videos": _recorded(results)}
+        self._results_path = told["results_path"]
         if self._is_success(counts):
+            self._show(CardState.COMPLETED)
             self._tell_outlets(told)
             return told
         # A task that fails returns nothing, and what it has is paid for.
@@ -906,6 +959,10 @@ class Batch:
 def _submitted_at(entry: Entry) -> float:
     record = entry.record or {}
     return float(record.get("submitted_at") or record["intent_at"])
+
+
+def _recorded(results: Sequence[Mapping[str, Any]]) -> int:
+    return sum(result["recorded_cost_usd"] is not None for result in results)
 
 
 def _at(index: int, fault: Fault) -> Fault:

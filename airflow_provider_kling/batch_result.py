@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from airflow_provider_kling import metrics
 from airflow_provider_kling.api.errors import KlingError, Paid
+
+if TYPE_CHECKING:
+    from airflow_provider_kling.output_path import Coordinates
 
 MOST_IN_XCOM = 100
 """Results that XCom holds. A longer list goes into a document on storage."""
@@ -67,6 +71,7 @@ def completed(result: Mapping[str, Any]) -> dict[str, Any]:
         # The link dies after 7 days, and is of use only where the video was not stored.
         "video_url": link if not files and link and len(link) <= MOST_LINK_CHARACTERS else None,
         "duration_seconds": result["duration_seconds"],
+        "completed_at": result["completed_at"],
         "generation_seconds": result["generation_seconds"],
         "estimated_cost_usd": result["estimated_cost_usd"],
         "recorded_cost_usd": result["recorded_cost_usd"],
@@ -106,6 +111,7 @@ _RESULT = (
     "files",
     "video_url",
     "duration_seconds",
+    "completed_at",
     "generation_seconds",
     "estimated_cost_usd",
     "recorded_cost_usd",
@@ -227,9 +233,16 @@ def failure(
     )
 
 
-def document(results: Sequence[Mapping[str, Any]], counts: Mapping[str, Any]) -> str:
-    """Return all results as JSON for people and programs."""
-    return json.dumps({**counts, "results": list(results)}, indent=2, ensure_ascii=False) + "\n"
+def document(
+    results: Sequence[Mapping[str, Any]], counts: Mapping[str, Any], coordinates: Coordinates
+) -> str:
+    """
+    Return all results as JSON for people and programs.
+
+    :param coordinates: whose they are.
+    """
+    told = {**asdict(coordinates), **counts, "results": list(results)}
+    return json.dumps(told, indent=2, ensure_ascii=False) + "\n"
 
 
 def paths_in(ended: Sequence[Mapping[str, Any] | None]) -> Iterator[tuple[int, Mapping[str, Any], str]]:

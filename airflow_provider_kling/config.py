@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -26,6 +27,10 @@ The service tells no limit. So 200 videos are asked for every 10 seconds.
 
 DEFAULT_CALLBACK_POLL_INTERVAL = 300.0
 """Seconds between two queries about a video whose end the service will tell: the net under lost callbacks."""
+
+DEFAULT_MEDIA_HOSTS = "https://r2.apimodels.app"
+"""Where the service's results are, as a browser names it."""
+_ORIGIN = re.compile(r"https?://(\*\.)?[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?(:[0-9]{1,5})?")
 
 
 def max_failed_queries() -> int:
@@ -117,6 +122,24 @@ def callback_poll_interval() -> float:
     if not 0 < seconds < math.inf:
         raise AirflowConfigException(f"[{SECTION}] callback_poll_interval must be above 0; it is {seconds:g}")
     return seconds
+
+
+def media_hosts() -> list[str]:
+    """
+    Return the origins besides Airflow's own from which the page of videos may play.
+
+    :raises AirflowConfigException: where one of them is no origin.
+    """
+    told = conf.get(SECTION, "media_hosts", fallback=DEFAULT_MEDIA_HOSTS) or ""
+    hosts = [host.rstrip("/") for host in re.split(r"[,\s]+", told) if host]
+    for host in hosts:
+        # They become a part of a header.
+        if not _ORIGIN.fullmatch(host):
+            raise AirflowConfigException(
+                f"[{SECTION}] media_hosts: {host!r} is no origin; one is like https://media.example.com or "
+                "https://*.example.com:8443, several are separated by commas"
+            )
+    return hosts
 
 
 def prices() -> PriceTable:

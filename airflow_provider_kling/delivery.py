@@ -98,7 +98,11 @@ class Delivery:
         result = self.complete(task, asked, self.files, recorded, noticed_at=None if is_again else noticed_at)
         with going_on(self._log, "The link to the video could not be shown"):
             KlingVideoLink.push(
-                self._context, task.task_id, task.video_url, base_url=self._hook.settings.base_url
+                self._context,
+                task.task_id,
+                task.video_url,
+                base_url=self._hook.settings.base_url,
+                stays=False,
             )
         tell_outlets(self._context, self._outlets, result, self.files, log=self._log)
         return result

@@ -6,6 +6,7 @@ import random
 import time
 from dataclasses import replace
 from datetime import timedelta
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_kling import config
@@ -18,10 +19,18 @@ from airflow_provider_kling.api.errors import (
 from airflow_provider_kling.api.task import TaskState
 from airflow_provider_kling.assets import tell_later, tell_outlets
 from airflow_provider_kling.callbacks import XCOM_CALLBACK, CallbackAddress
+from airflow_provider_kling.card import (
+    XCOM_VIDEO,
+    CardState,
+    asked_card,
+    error_card,
+    leave_card,
+    result_card,
+)
 from airflow_provider_kling.deferral import follow
 from airflow_provider_kling.exceptions import going_on
 from airflow_provider_kling.links.kling import KlingVideoLink
-from airflow_provider_kling.result import Asked, dry_result, video_result, without_secrets
+from airflow_provider_kling.result import Asked, dry_result, video_result
 from airflow_provider_kling.settlement import Settlement
 from airflow_provider_kling.submission import Obtained, Submission
 from airflow_provider_kling.waiting import DEFER_NET, Outcome, Over, PauseEvent, WaitEvent, Waiting
@@ -38,8 +47,6 @@ if TYPE_CHECKING:
 
 XCOM_TASK_ID = "task_id"
 """XCom key of the service's task id, pushed right after the submit."""
-XCOM_VIDEO = "kling_video"
-"""XCom key of what was asked for and its estimated cost, pushed before the task waits."""
 BUSY_PAUSE = 30.0
 """Least seconds to wait before a busy service is asked again; up to half as much again is added by chance."""
 
@@ -72,6 +79,7 @@ class Generation:
         self._delivery = delivery
         self._order = order
         self._log: Any = operator.log
+        self._submitted_at: float | None = None
         # Read here, so that a wrong setting is told before anything is paid.
         self._max_failures = config.max_failed_queries()
         self._poll_interval = config.callback_poll_interval() if operator.callback else operator.poll_interval
@@ -132,7 +140,7 @@ class Generation:
         assert self._order is not None  # noqa: S101 - a rehearsal is of an order
         self._order.check()
         self._log.info("Nothing is asked for: this is a dry run.")
-        self._push_asked(None)
+        self._show(CardState.DRY_RUN)
         return dry_result(self._order.asked)
 
     def resume(self, event: WaitEvent) -> dict[str, Any] | PauseEvent:
@@ -145,6 +153,7 @@ class Generation:
         """
         limits = PauseEvent(deadline=event.deadline, attempt_ends_at=event.deadline)
         obtained = self._submission.resumed(event)
+        self._submitted_at = obtained.submitted_at
         # Whose end was told once is not told of again.
         is_over = event.outcome in (Outcome.COMPLETED, Outcome.FAILED)
         interval = self._operator.poll_interval if is_over else self._poll_interval
@@ -164,6 +173,8 @@ class Generation:
         What the outlets are told is the video's end. So with a callback they are not told by this task's own.
         """
         result = video_result(task, self.asked)
+        if task.state is TaskState.COMPLETED:
+            self._show_result(result)
         if self._operator.callback and self._operator.outlets:
             if task.state is TaskState.COMPLETED:
                 tell_outlets(self._context, self._operator.outlets, result, [], log=self._log)
@@ -188,27 +199,62 @@ class Generation:
 
     def _remember(self, obtained: Obtained) -> None:
         self._operator.kling_task_id = obtained.kling_task_id
+        self._submitted_at = obtained.submitted_at
         # The log first: should XCom be out of reach, the id is still there to be read.
         self._log.info("Kling task id: %s", obtained.kling_task_id)
         with going_on(self._log, f"XCom {XCOM_TASK_ID!r} could not be written"):
             self._context["ti"].xcom_push(key=XCOM_TASK_ID, value=obtained.kling_task_id)
-        with going_on(self._log, f"XCom {XCOM_VIDEO!r} could not be written"):
-            self._push_asked(obtained.kling_task_id)
+        self._show(CardState.SUBMITTED, obtained.kling_task_id)
         with going_on(self._log, "The link to the video could not be shown"):
             self._push_link(obtained.kling_task_id, obtained.task)
 
-    def _push_asked(self, kling_task_id: str | None) -> None:
+    def show_failure(self, error: BaseException) -> None:
+        """Leave a card that says why this attempt ends without a video."""
+        leave_card(
+            self._context,
+            lambda: error_card(
+                error,
+                self.asked,
+                kling_task_id=self._operator.kling_task_id,
+                submitted_at=self._submitted_at,
+                waits=self._operator.wait_for_completion,
+            ),
+            log=self._log,
+        )
+
+    def _show(self, state: CardState, kling_task_id: str | None = None) -> None:
         asked = self.asked
         if asked is not None:
-            told = {"task_id": kling_task_id, **asked.to_dict()}
-            if not self._operator.goes_on_from_xcom:
-                told["request"] = without_secrets(told["request"])
-            self._context["ti"].xcom_push(key=XCOM_VIDEO, value=told)
+            leave_card(
+                self._context,
+                lambda: asked_card(
+                    asked,
+                    kling_task_id=kling_task_id,
+                    state=state,
+                    submitted_at=self._submitted_at,
+                    waits=self._operator.wait_for_completion,
+                    keeps_secrets=self._operator.goes_on_from_xcom,
+                ),
+                log=self._log,
+            )
+
+    def _show_result(self, result: dict[str, Any]) -> None:
+        leave_card(
+            self._context,
+            lambda: result_card(
+                result, submitted_at=self._submitted_at, waits=self._operator.wait_for_completion
+            ),
+            log=self._log,
+        )
 
     @property
     def asked(self) -> Asked | None:
         """What was asked for, None where that is not known any more."""
-        return self._order.asked if self._order is not None else asked_before(self._context)
+        return self._order.asked if self._order is not None else self._asked_before
+
+    @cached_property
+    def _asked_before(self) -> Asked | None:
+        return asked_before(self._context)
 
     def _wait(self, obtained: Obtained, limits: PauseEvent) -> Over:
         waiting = Waiting(
@@ -246,6 +292,7 @@ class Generation:
             self._settlement.say_what_a_retry_does(error)
             raise
         self._submission.delivered(obtained)
+        self._show_result(result)
         return result
 
     def _pause(self, error: RateLimitedError | TooManyTasksError, limits: PauseEvent) -> None:
@@ -260,13 +307,13 @@ class Generation:
             error.next_step = "Nothing was billed. There is no time left for another try; a retry asks again."
             raise error
         self._operator.kling_task_id = None  # of what goes on now, nothing is bought yet
+        self._submitted_at = None
         self._log.info("%s. Asking again in %.0f s.", error.what, until - now)
+        self._show(CardState.QUEUED)
         if self._operator.deferrable:
             # Imported here: who only reads a Dag needs no trigger.
             from airflow_provider_kling.triggers.kling import KlingPauseTrigger
 
-            with going_on(self._log, f"XCom {XCOM_VIDEO!r} could not be written"):
-                self._push_asked(None)
             self._operator.defer(
                 trigger=KlingPauseTrigger(until=until, **limits.to_dict()),
                 method_name="execute_again",
@@ -280,6 +327,7 @@ class Generation:
             kling_task_id,
             task.video_url if task else None,
             base_url=self._hook.settings.base_url,
+            stays=self._operator.wait_for_completion and not self._operator.deferrable,
         )
 
 

@@ -155,7 +155,7 @@ class ResultStorage:
         try:
             if self._output.conn_id:
                 BaseHook.get_connection(self._output.conn_id)
-            _Place.at(place)
+            Place.at(place)
         except Exception as error:
             raise OutputUnusableError(
                 f"output_path {self._output.template!r} cannot be used here: {told(error)}",
@@ -259,7 +259,7 @@ class ResultStorage:
         if found is not None and found[1] == len(task.result_urls):
             self._log.info("%s is there already, and whole.", found[0].path)
             return found[0]
-        opened: list[_Place] = []
+        opened: list[Place] = []
 
         @contextlib.contextmanager
         def open_target(stream: ResultStream) -> Iterator[Write]:
@@ -301,7 +301,7 @@ class ResultStorage:
                     ),
                 ) from error
 
-    def _described(self, place: _Place, index: int, fetched: Fetched) -> StoredFile:
+    def _described(self, place: Place, index: int, fetched: Fetched) -> StoredFile:
         stored = StoredFile(
             path=place.uri,
             manifest_path=place.uri + SUFFIX,
@@ -322,7 +322,7 @@ class ResultStorage:
             has_sound=facts.has_sound,
         )
 
-    def _facts(self, place: _Place) -> VideoFacts | None:
+    def _facts(self, place: Place) -> VideoFacts | None:
         try:
             with place.open() as file:
                 return read_video(file)
@@ -359,7 +359,7 @@ class ResultStorage:
             ), manifest.results
         return None
 
-    def _warn_of_another(self, place: _Place, kling_task_id: str) -> None:
+    def _warn_of_another(self, place: Place, kling_task_id: str) -> None:
         """Tell which video is about to be replaced: with a fixed name, each run replaces that of the one before."""
         try:
             if not place.size():
@@ -380,14 +380,14 @@ class ResultStorage:
     def _write_manifest(self, stored: StoredFile, document: Mapping[str, Any], *, results: int) -> None:
         manifest = Manifest.of(stored, results=results, document=document)
         with contextlib.suppress(Exception):  # what was known before is a gift
-            before = _Place.at(stored.path).manifest()
+            before = Place.at(stored.path).manifest()
             manifest = manifest.beside(before) if before is not None else manifest
         content = manifest.to_bytes()
-        with _Place.at(stored.manifest_path).whole() as write:
+        with Place.at(stored.manifest_path).whole() as write:
             write(content)
 
-    def _place(self, kling_task_id: str, index: int, extension: str) -> _Place:
-        return _Place.at(self._output.name(self._coordinates, kling_task_id, index, extension))
+    def _place(self, kling_task_id: str, index: int, extension: str) -> Place:
+        return Place.at(self._output.name(self._coordinates, kling_task_id, index, extension))
 
     @contextlib.contextmanager
     def _telling(self, kling_task_id: str, what: str) -> Iterator[None]:
@@ -436,20 +436,28 @@ class _Links:
 
 
 @dataclass(frozen=True)
-class _Place:
-    """A file in a storage, there or not."""
+class Place:
+    """
+    A file in a storage, there or not.
+
+    :param uri: the file as ``ObjectStoragePath`` takes it, the connection id in it.
+    :param path: the same as its file system takes it.
+    :param fs: the file system.
+    """
 
     uri: str
     path: str
     fs: Any
 
     @classmethod
-    def at(cls, uri: str) -> _Place:
+    def at(cls, uri: str) -> Place:
+        """Return the place of a file. That looks the connection up and asks the storage nothing."""
         place = ObjectStoragePath(uri)
         return cls(uri, place.path, place.fs)
 
     @property
     def name(self) -> str:
+        """The file's name, without the directory."""
         return posixpath.basename(self.path)
 
     @property
@@ -462,9 +470,18 @@ class _Place:
         return not set(self._protocols).isdisjoint(_LOCAL)
 
     def open(self) -> contextlib.AbstractContextManager[BinaryIO]:
+        """Open the file to read it from its beginning."""
         # fsspec's own block of 50 MB would be read ahead, and kept.
         opened = self.fs.open(self.path, "rb", block_size=READ_BYTES)
         return cast("contextlib.AbstractContextManager[BinaryIO]", opened)
+
+    def open_in_pieces(self) -> BinaryIO:
+        """
+        Open the file for reads here and there: each asks the storage for just the bytes that are read.
+
+        Of an object that is replaced meanwhile S3 gives no more bytes.
+        """
+        return cast("BinaryIO", self.fs.open(self.path, "rb", block_size=READ_BYTES, cache_type="none"))
 
     def size(self) -> int | None:
         """Return the file's size, None where there is none."""
@@ -476,6 +493,11 @@ class _Place:
         return int(found["size"]) if found.get("type") != "directory" else None
 
     def check_size(self, size: int) -> None:
+        """
+        Make sure that the file is there with so many bytes.
+
+        :raises OSError: where it is not.
+        """
         found = self.size()
         if found != size:
             raise OSError(f"of the {size} bytes that were sent to {self.path}, {found or 0} are there")
@@ -543,7 +565,7 @@ def _abandon(file: Any) -> None:
 
 def write_text(uri: str, text: str) -> None:
     """Write a text file so that it appears under its name only when all of it is written."""
-    with _Place.at(uri).whole() as write:
+    with Place.at(uri).whole() as write:
         write(text.encode())
 
 

@@ -1,4 +1,4 @@
-"""A small client of Airflow's REST API (``/api/v2``, Airflow 3), for an Airflow that asks for no password."""
+"""A small client of Airflow's REST API (``/api/v2``, Airflow 3)."""
 
 from __future__ import annotations
 
@@ -57,12 +57,14 @@ class AirflowApi:
     """
     Airflow's REST API at a base URL such as ``http://127.0.0.1:8080``.
 
+    :param login: name and password of the person who asks; without it Airflow has to let in anybody.
     :raises ApiError: from any method, when Airflow refuses the call.
     :raises requests.RequestException: from any method, when it cannot be reached.
     """
 
-    def __init__(self, base_url: str) -> None:
+    def __init__(self, base_url: str, login: tuple[str, str] | None = None) -> None:
         self.base_url = base_url.rstrip("/")
+        self._login = login
         self._session = requests.Session()
         self._session.trust_env = False  # no proxy and no .netrc stands between us and the loopback interface
 
@@ -85,10 +87,19 @@ class AirflowApi:
         )
 
     def _log_in(self) -> None:
-        # With `[core] simple_auth_manager_all_admins` anybody gets a token.
-        response = self._session.get(f"{self.base_url}/auth/token", timeout=_SECONDS_PER_CALL)
+        self._session.headers["Authorization"] = f"Bearer {self.token(self._login)}"
+
+    def token(self, login: tuple[str, str] | None = None) -> str:
+        """Return a new token of a person, by name and password; without these, Airflow has to let in anybody."""
+        url = f"{self.base_url}/auth/token"
+        if login is None:
+            # With `[core] simple_auth_manager_all_admins` anybody gets a token.
+            response = self._session.get(url, timeout=_SECONDS_PER_CALL)
+        else:
+            body = {"username": login[0], "password": login[1]}
+            response = self._session.post(url, json=body, timeout=_SECONDS_PER_CALL)
         response.raise_for_status()
-        self._session.headers["Authorization"] = f"Bearer {response.json()['access_token']}"
+        return str(response.json()["access_token"])
 
     def health(self) -> dict[str, dict[str, str | None]]:
         """Return what Airflow says of its components' heartbeats."""

@@ -40,8 +40,8 @@ _STAGE_LIMIT = 35 * 60.0  # seconds; a stage that takes longer hangs
 _TEARDOWN_LIMIT = 30.0  # seconds that an interrupted stage gets to tear down what it has set up
 _LINTED = ("airflow_provider_kling", "benchmarks", "dev", "example_dags", "tests")
 _TYPED = ("airflow_provider_kling", "dev")
-_UNIT = ("-m", "pytest", "--ignore=tests/integration")
-_INTEGRATION = ("-m", "pytest", "tests/integration")
+_UNIT = ("-m", "pytest", "--ignore=tests/integration", "--ignore=tests/browser")
+_INTEGRATION = ("-m", "pytest", "tests/integration", "tests/browser")
 
 
 @dataclass(frozen=True)

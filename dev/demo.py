@@ -43,6 +43,7 @@ VIDEOS = DEMO / "videos"
 EXAMPLES = CHECKOUT / "example_dags"
 DAG_ID = "example_kling_text_to_video"
 VIDEO_TASK = "make_video"
+PAGE = "plugin/kling-videos"
 SECONDS = 5
 DEFAULT_PROMPT = "A girl dancing on the beach at sunset, cinematic lighting"
 USUAL_PORT = 8080
@@ -134,8 +135,10 @@ def _demonstrate(wishes: Wishes, running: ExitStack) -> None:
         home, connection, further = DEMO / "service", _connection(wishes), _proxies()
         progress.say("service", wishes.base_url or "the real one")
     else:
-        home, further = DEMO / "emulated", {}
+        home = DEMO / "emulated"
         connection = _start_emulator(home, running)
+        # What is not stored is played from there.
+        further = {"AIRFLOW__KLING__MEDIA_HOSTS": json.loads(connection)["host"].removesuffix("/api/v1")}
         progress.say("service", f"the emulator, at {json.loads(connection)['host']}")
 
     progress.say("Airflow", f"{NEWEST}: starting scheduler, Dag processor, triggerer and API server")
@@ -152,7 +155,7 @@ def _demonstrate(wishes: Wishes, running: ExitStack) -> None:
     conf = {"prompt": wishes.prompt, "seconds": SECONDS, "folder": str(VIDEOS)}
     run_id = airflow.trigger(DAG_ID, conf)
     progress.say("Dag", f"{DAG_ID} started: {SECONDS} seconds of “{wishes.prompt}”")
-    page = f"{airflow.url}/dags/{DAG_ID}/runs/{quote(run_id)}"
+    run_page = f"{airflow.url}/dags/{DAG_ID}/runs/{quote(run_id)}"
 
     for task in airflow.api.watch_run(DAG_ID, run_id, _RUN_TIMEOUT):
         if task.state in _WHAT_A_STATE_MEANS:
@@ -163,8 +166,9 @@ def _demonstrate(wishes: Wishes, running: ExitStack) -> None:
     (stored,) = airflow.api.xcom(DAG_ID, run_id, VIDEO_TASK)["files"]
     video = Path(stored["path"])
     print(f"\nThe video  {video}\n           {_describe(video)}")
-    print(f"Its story  {stored['manifest_path']}\nThe run    {page}")
-    _keep_or_end(wishes.keep, airflow)
+    print(f"Its story  {stored['manifest_path']}\nThe run    {run_page}")
+    print(f"All videos {airflow.url}/{PAGE}")
+    _keep_or_end(wishes.keep)
 
 
 def _port(wanted: int | None) -> int:
@@ -288,7 +292,7 @@ def _describe(path: Path) -> str:
     )
 
 
-def _keep_or_end(keep: bool | None, airflow: LocalAirflow) -> None:
+def _keep_or_end(keep: bool | None) -> None:
     person = sys.stdin.isatty() and sys.stdout.isatty()
     if not (person if keep is None else keep):
         print(
@@ -298,12 +302,10 @@ def _keep_or_end(keep: bool | None, airflow: LocalAirflow) -> None:
     # Being told to end is what is waited for here, and no interruption.
     with contextlib.suppress(KeyboardInterrupt, EOFError):
         if person:
-            print(f"\nAirflow goes on at {airflow.url} (no login). Press Enter to stop it.", flush=True)
+            print("\nAirflow goes on (no login). Press Enter to stop it.", flush=True)
             input()
         else:
-            print(
-                f"\nAirflow goes on at {airflow.url} (no login) until it gets Ctrl-C or SIGTERM.", flush=True
-            )
+            print("\nAirflow goes on (no login) until it gets Ctrl-C or SIGTERM.", flush=True)
             signal.pause()
     print("Everything is being stopped.", flush=True)
 

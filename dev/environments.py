@@ -92,7 +92,8 @@ class Environment:
         """What is installed, as requirement strings; the package itself comes first and editable."""
         pyproject = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())
         # What fuzzes is held to the newest: it brings libraries that an old Airflow does not bear.
-        names = (*GROUPS, "fuzz") if self.airflow == NEWEST else GROUPS
+        further = {NEWEST: ("fuzz", "browser"), BENCHMARKS: ("browser",)}.get(self.airflow, ())
+        names = (*GROUPS, *further)
         groups = [spec for group in names for spec in pyproject["dependency-groups"][group]]
         if self.airflow == LOWEST:
             airflow = [*_HELD_BACK[LOWEST]]

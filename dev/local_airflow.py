@@ -47,7 +47,7 @@ class LocalAirflow:
 
     A context manager: entering waits until all of them are healthy, leaving ends them. They also end when the process
     that started them dies, however it dies (see ``dev.guard``), so nothing is ever left running. Everything listens on
-    loopback only and asks for no password.
+    loopback only and asks for no password, unless ``config`` says otherwise.
 
     :param home: ``AIRFLOW_HOME``: made if missing; the database, the logs and the secrets in it are used again.
     :param dags: folders that hold Dag files.
@@ -56,6 +56,7 @@ class LocalAirflow:
     :param config: further settings of Airflow, values by option by section; they win over the ones chosen here.
     :param components: the processes in the order of their start, as command lines of ``airflow`` by name.
     :param component_environment: environment variables of single components, by component.
+    :param login: name and password with which ``api`` asks, where ``config`` has people log in.
     :param port: of the API server and its UI; a free one if ``None``.
     :param python: the interpreter whose Airflow is run; this one if not given.
     :raises AirflowFailedError: on entering, when a component ends, is not healthy in time, or ``home`` is in use.
@@ -71,13 +72,14 @@ class LocalAirflow:
         config: Mapping[str, Mapping[str, str]] | None = None,
         components: Mapping[str, Sequence[str]] = COMPONENTS,
         component_environment: Mapping[str, Mapping[str, str]] | None = None,
+        login: tuple[str, str] | None = None,
         port: int | None = None,
         python: Path | None = None,
     ) -> None:
         self.home = home.resolve()
         self.dags = [folder.resolve() for folder in dags]
         self.port = port or free_port()
-        self.api = AirflowApi(self.url)
+        self.api = AirflowApi(self.url, login)
         self._config = config or {}
         self._commands = components
         self._component_environment = component_environment or {}

@@ -50,10 +50,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what lies in ``integration/``, so that it can be chosen or left out."""
-    integration = Path(__file__).parent / "integration"
+    """Mark what lies in ``integration/`` and ``browser/``, so that it can be chosen or left out."""
+    here = Path(__file__).parent
     for item in items:
-        if integration in item.path.parents:
+        if {here / "integration", here / "browser"} & set(item.path.parents):
             item.add_marker(pytest.mark.integration)
 
 

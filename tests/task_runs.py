@@ -19,6 +19,9 @@ from uuid import UUID, uuid4
 
 from airflow.providers.common.compat.sdk import TaskDeferred
 
+from airflow_provider_kling.page_address import page_address
+from tests.conftest import AIRFLOW
+
 
 @dataclass
 class TaskInstance:
@@ -85,12 +88,16 @@ def run_task(
     run = TaskRun(ti or TaskInstance())
     run.ti.xcoms.clear()
     full_context = {"ti": run.ti, "task_instance": run.ti, **(context or {})}
-    call: Callable[..., Any] = make().execute
+    operator = make()
+    call: Callable[..., Any] = operator.execute
     kwargs: dict[str, Any] = {}
     try:
         while True:
             try:
-                run.result = call(full_context, **kwargs)
+                try:
+                    run.result = call(full_context, **kwargs)
+                finally:
+                    _store_links(operator, run.ti)
                 return run
             except TaskDeferred as deferral:
                 run.deferrals.append(deferral)
@@ -98,11 +105,26 @@ def run_task(
                     between()
                 event = fire(deferral.trigger)
                 run.events.append(event)
-                call = getattr(make(), deferral.method_name)
+                operator = make()
+                call = getattr(operator, deferral.method_name)
                 kwargs = {"event": event, **(deferral.kwargs or {})}
     except Exception as error:
         run.error = error
         return run
+
+
+def _store_links(operator: Any, ti: TaskInstance) -> None:
+    """Store the links of an operator, as Airflow 3 does by itself whenever a process of a task ends."""
+    if AIRFLOW >= (3, 1):
+        for link in operator.operator_extra_links:
+            ti.xcoms[link.xcom_key] = link.get_link(operator, ti_key=ti)
+
+
+def link_to(ti: TaskInstance, *, at_service: str | None) -> str | None:
+    """Return where the link of a task leads: to its page, or before Airflow 3.1 to somewhere at the service."""
+    if AIRFLOW < (3, 1):
+        return at_service
+    return page_address(dag_id=ti.dag_id, run_id=ti.run_id, task_id=ti.task_id, map_index=ti.map_index)
 
 
 def fire(trigger: Any) -> Any:

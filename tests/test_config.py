@@ -7,7 +7,13 @@ from airflow.providers.common.compat.sdk import AirflowConfigException
 
 from airflow_provider_kling import get_provider_info
 from airflow_provider_kling.api.pricing import PRICES
-from airflow_provider_kling.config import ledger_path, max_failed_queries, prices
+from airflow_provider_kling.config import (
+    DEFAULT_MEDIA_HOSTS,
+    ledger_path,
+    max_failed_queries,
+    media_hosts,
+    prices,
+)
 from airflow_provider_kling.waiting import MAX_FAILURES
 
 PRICES_SETTING = "AIRFLOW__KLING__PRICES"
@@ -85,3 +91,41 @@ def test_a_price_that_is_none_is_told_with_its_key(
     monkeypatch.setenv(PRICES_SETTING, setting)
     with pytest.raises(AirflowConfigException, match=named):
         prices()
+
+
+@pytest.mark.parametrize(
+    ("setting", "hosts"),
+    [
+        (None, ["https://r2.apimodels.app"]),
+        ("", []),
+        ("https://a.example.com", ["https://a.example.com"]),
+        (
+            " https://*.example.com:8443/ ,\nhttp://127.0.0.1:9 ",
+            ["https://*.example.com:8443", "http://127.0.0.1:9"],
+        ),
+    ],
+)
+def test_from_where_the_page_may_play_is_a_setting(
+    monkeypatch: pytest.MonkeyPatch, setting: str | None, hosts: list[str]
+) -> None:
+    monkeypatch.delenv("AIRFLOW__KLING__MEDIA_HOSTS", raising=False)
+    if setting is not None:
+        monkeypatch.setenv("AIRFLOW__KLING__MEDIA_HOSTS", setting)
+    assert media_hosts() == hosts
+
+
+@pytest.mark.parametrize(
+    "setting",
+    ["*", "example.com", "https://", "https://example.com/videos", "https://x;script-src", "'self'", "data:"],
+)
+def test_what_is_no_origin_is_told_with_the_name_of_the_setting(
+    monkeypatch: pytest.MonkeyPatch, setting: str
+) -> None:
+    monkeypatch.setenv("AIRFLOW__KLING__MEDIA_HOSTS", setting)
+    with pytest.raises(AirflowConfigException, match="media_hosts"):
+        media_hosts()
+
+
+def test_the_default_of_the_setting_is_told_as_it_is() -> None:
+    options = get_provider_info()["config"]["kling"]["options"]
+    assert options["media_hosts"]["default"] == DEFAULT_MEDIA_HOSTS

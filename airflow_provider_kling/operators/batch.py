@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import (
     AirflowFailException,
+    AirflowSkipException,
     AirflowTaskTimeout,
     BaseOperator,
     conf,
 )
 
 from airflow_provider_kling import config, metrics
+from airflow_provider_kling.airflow_versions import AIRFLOW_V_3_1_PLUS
 from airflow_provider_kling.api.errors import InvalidRequestError, KlingError
 from airflow_provider_kling.api.request import DEFAULT_MODEL
 from airflow_provider_kling.arguments import (
@@ -33,11 +35,13 @@ from airflow_provider_kling.assets import after_rehearsal, tell_outlets_of_many
 from airflow_provider_kling.batch_requests import ITEM_FIELDS, REQUEST_FIELDS, literal_faults, read_items
 from airflow_provider_kling.batch_result import FailOn, VideosFailedError, paths_in, summary
 from airflow_provider_kling.budget import usd
-from airflow_provider_kling.exceptions import raising_to_airflow
+from airflow_provider_kling.card import CardState, leave_card, list_card
+from airflow_provider_kling.exceptions import going_on, raising_to_airflow
 from airflow_provider_kling.hooks.kling import KlingHook
 from airflow_provider_kling.hooks.settings import DEFAULT_CONN_ID
 from airflow_provider_kling.ledger import SubmissionKey
 from airflow_provider_kling.lineage import lineage_of_many
+from airflow_provider_kling.links.kling import KlingVideoLink
 from airflow_provider_kling.output_path import Coordinates, uri_of
 from airflow_provider_kling.settlement import keep_from_buying_again
 from airflow_provider_kling.submission import OnExpiredResult, OnUnknownSubmission
@@ -119,6 +123,7 @@ class KlingGenerateVideoBatchOperator(BaseOperator):
         "multi_prompt": "json",
         "extra_body": "json",
     }
+    operator_extra_links = (KlingVideoLink(),) if AIRFLOW_V_3_1_PLUS else ()
     ui_color = "#e8def8"
 
     def __init__(
@@ -219,10 +224,14 @@ class KlingGenerateVideoBatchOperator(BaseOperator):
                 if self.is_dry_run:
                     result = counts | {"state": "dry_run", "results": []}
                     return after_rehearsal(context, self.outlets, result)
+                leave_card(context, lambda: list_card(counts, state=CardState.COMPLETED), log=self.log)
                 tell_outlets_of_many(context, self.outlets, counts, (), log=self.log)
                 return counts | {"results": []}
             if self.is_dry_run:
                 return after_rehearsal(context, self.outlets, batch.rehearse())
+            if AIRFLOW_V_3_1_PLUS and not self.deferrable:
+                with going_on(self.log, "The link to the videos could not be shown"):
+                    KlingVideoLink.push_page(context)
             return batch.start(end_of_attempt(self.execution_timeout, now=time.time()))
 
     def execute_complete(self, context: Context, event: Any = None) -> dict[str, Any]:
@@ -281,10 +290,12 @@ class KlingGenerateVideoBatchOperator(BaseOperator):
             except KlingError as error:
                 if not isinstance(error, VideosFailedError):  # each of its videos is counted
                     metrics.failed(error)
+                self._show_failure(context, batch, error)
                 raise
-            except AirflowFailException:
+            except (AirflowFailException, AirflowSkipException):
                 raise
             except (Exception, AirflowTaskTimeout) as error:
+                self._show_failure(context, batch, error)
                 bought = batch.kling_task_ids if batch is not None else []
                 bought = bought or list(told.over if told is not None else ())
                 keep_from_buying_again(error, bought, is_kept=ledger.is_kept, log=self.log)
@@ -292,6 +303,12 @@ class KlingGenerateVideoBatchOperator(BaseOperator):
             finally:
                 if batch is not None:
                     self._files = [uri_of(path) for _, _, path in paths_in(batch.ended)]
+
+    def _show_failure(self, context: Context, batch: Batch | None, error: BaseException) -> None:
+        if batch is not None:
+            batch.show_failure(error)
+        else:
+            leave_card(context, lambda: list_card({}, state=CardState.FAILED, error=error), log=self.log)
 
     def _results_at(self, context: Context, ledger_path: str | None) -> str | None:
         if self.output_path:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import (
     AirflowFailException,
+    AirflowSkipException,
     AirflowTaskTimeout,
     BaseOperator,
     conf,
@@ -36,6 +37,7 @@ from airflow_provider_kling.arguments import (
 )
 from airflow_provider_kling.assets import after_rehearsal
 from airflow_provider_kling.budget import usd
+from airflow_provider_kling.card import error_card, leave_card, result_card
 from airflow_provider_kling.deferral import follow, of_a_task_made_elsewhere
 from airflow_provider_kling.delivery import Delivery
 from airflow_provider_kling.exceptions import going_on, raising_to_airflow
@@ -308,14 +310,22 @@ class KlingGenerateVideoOperator(BaseOperator):
                 yield generation
             except KlingError as error:
                 metrics.failed(error, generation.asked if generation else None)
+                self._show_failure(context, generation, error)
                 raise
-            except AirflowFailException:
+            except (AirflowFailException, AirflowSkipException):
                 raise
             except (Exception, AirflowTaskTimeout) as error:
+                self._show_failure(context, generation, error)
                 bought = [] if self.kling_task_id is None else [self.kling_task_id]
                 keep_from_buying_again(error, bought, is_kept=ledger.is_kept, log=self.log)
                 raise
             self._lineage = (generation.asked, delivery.files)
+
+    def _show_failure(self, context: Context, generation: Generation | None, error: BaseException) -> None:
+        if generation is not None:
+            generation.show_failure(error)
+        else:
+            leave_card(context, lambda: error_card(error), log=self.log)
 
     def _limits(self) -> PauseEvent:
         now = time.time()
@@ -457,7 +467,13 @@ class KlingDownloadVideoOperator(BaseOperator):
             )
             delivery.check()
             with going_on(self.log, "The link to the video could not be shown"):
-                KlingVideoLink.push(context, waiting.task_id, None, base_url=hook.settings.base_url)
+                KlingVideoLink.push(
+                    context,
+                    waiting.task_id,
+                    None,
+                    base_url=hook.settings.base_url,
+                    stays=not self.deferrable,
+                )
             try:
                 over = follow(self, hook, waiting, deferrable=self.deferrable)
                 if over.error is not None:
@@ -467,7 +483,10 @@ class KlingDownloadVideoOperator(BaseOperator):
             except KlingError as error:
                 if isinstance(error, DownloadError) and error.retryable:
                     error.next_step += " A retry fetches it again and buys nothing."
+                failed = error_card(error, kling_task_id=waiting.task_id)
+                leave_card(context, lambda: failed, log=self.log)
                 metrics.failed(error)
                 raise
             self._stored = delivery.files
+            leave_card(context, lambda: result_card(result), log=self.log)
             return result

@@ -20,6 +20,7 @@ from airflow.providers.common.compat.sdk import (
 
 from airflow_provider_kling.airflow_versions import AIRFLOW_V_3_3_PLUS
 from airflow_provider_kling.arguments import task_id_in
+from airflow_provider_kling.card import error_card, leave_card, result_card
 from airflow_provider_kling.config import max_failed_queries
 from airflow_provider_kling.deferral import follow, of_a_task_made_elsewhere
 from airflow_provider_kling.exceptions import going_on, to_airflow
@@ -178,15 +179,21 @@ class KlingVideoSensor(BaseSensorOperator):
 
     def _deliver(self, context: Context, hook: KlingHook, over: Over) -> dict[str, Any]:
         if over.error is not None:
+            error = of_a_task_made_elsewhere(over.error)
+            leave_card(
+                context, lambda: error_card(error, kling_task_id=task_id_in(self.kling_task_id)), log=self.log
+            )
             self._fail(over)
         assert over.task is not None  # noqa: S101 - every outcome without an error has a task
         self._show_link(context, hook, over.task.task_id, over.task.video_url)
         self.log.info("Kling task %s is completed.", over.task.task_id)
-        return video_result(over.task)
+        result = video_result(over.task)
+        leave_card(context, lambda: result_card(result), log=self.log)
+        return result
 
     def _show_link(self, context: Context, hook: KlingHook, task_id: str, video_url: str | None) -> None:
         with going_on(self.log, "The link to the video could not be shown"):
-            KlingVideoLink.push(context, task_id, video_url, base_url=hook.settings.base_url)
+            KlingVideoLink.push(context, task_id, video_url, base_url=hook.settings.base_url, stays=False)
 
     @staticmethod
     def _fail(over: Over) -> NoReturn:
@@ -194,7 +201,7 @@ class KlingVideoSensor(BaseSensorOperator):
         assert error is not None  # noqa: S101 - told apart by the caller
         if over.outcome is Outcome.TIMED_OUT:
             raise AirflowSensorTimeout(str(error)) from error
-        raise to_airflow(of_a_task_made_elsewhere(error))
+        raise to_airflow(error)
 
     def _waiting(self, *, deadline: float) -> Waiting:
         return Waiting(

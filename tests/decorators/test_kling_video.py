@@ -11,6 +11,7 @@ from airflow.providers.common.compat.sdk import DAG, AirflowFailException, task
 
 from airflow_provider_kling.api.errors import InvalidRequestError, KlingError
 from airflow_provider_kling.api.request import VideoRequest
+from airflow_provider_kling.card import XCOM_VIDEO
 from airflow_provider_kling.decorators.kling import (
     FunctionNotCalledAgainError,
     KlingVideoDecoratedOperator,
@@ -18,7 +19,6 @@ from airflow_provider_kling.decorators.kling import (
     kling_video_task,
 )
 from airflow_provider_kling.emulator import KlingEmulator
-from airflow_provider_kling.generation import XCOM_VIDEO
 from airflow_provider_kling.operators.kling import KlingGenerateVideoOperator
 from airflow_provider_kling.waiting import PauseEvent
 from tests.task_runs import TaskInstance, run_task

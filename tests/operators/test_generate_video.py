@@ -31,7 +31,7 @@ from airflow_provider_kling.api.errors import (
 from airflow_provider_kling.api.request import VideoRequest
 from airflow_provider_kling.emulator import KlingEmulator
 from airflow_provider_kling.operators.kling import KlingGenerateVideoOperator
-from tests.task_runs import TaskInstance, run_task
+from tests.task_runs import TaskInstance, link_to, run_task
 
 both_ways = pytest.mark.parametrize("deferrable", [False, True], ids=["on the worker", "deferred"])
 
@@ -85,12 +85,13 @@ def test_the_task_id_and_a_link_are_in_xcom_before_the_wait_begins(
         seen.append(dict(ti.xcoms))
 
     monkeypatch.setattr(time, "sleep", look)
-    run_task(lambda: operator(deferrable=deferrable), ti=ti, between=look).value()
+    result = run_task(lambda: operator(deferrable=deferrable), ti=ti, between=look).value()
 
     (task,) = kling_emulator.ledger.tasks()
     assert seen[0]["task_id"] == task.task_id
-    assert task.task_id in seen[0]["kling_video_link"]
-    assert ti.xcoms["kling_video_link"].endswith(".mp4")
+    query = f"{kling_emulator.base_url}/video/generations?task_id={task.task_id}"
+    assert seen[0]["kling_video_link"] == link_to(ti, at_service=query)
+    assert ti.xcoms["kling_video_link"] == link_to(ti, at_service=result["video_url"])
 
 
 @both_ways

@@ -24,7 +24,7 @@ from airflow_provider_kling.operators.kling import KlingDownloadVideoOperator, K
 from airflow_provider_kling.storage import StorageError
 from tests.media import draw_image, draw_video
 from tests.s3 import S3Server, s3_endpoint, s3_server
-from tests.task_runs import OutletEvents, TaskInstance, run_task
+from tests.task_runs import OutletEvents, TaskInstance, link_to, run_task
 
 __all__ = ["s3_endpoint", "s3_server"]
 
@@ -524,7 +524,7 @@ def test_a_video_made_elsewhere_is_waited_for_and_stored(
     assert run.value()["path"] == f"{tmp_path}/{submitted['task_id']}.mp4"
     assert Path(run.value()["path"]).exists()
     assert run.value()["recorded_cost_usd"] == pytest.approx(3 * 0.0633)
-    assert run.ti.xcoms["kling_video_link"] == run.value()["video_url"]
+    assert run.ti.xcoms["kling_video_link"] == link_to(run.ti, at_service=run.value()["video_url"])
     assert len(kling_emulator.ledger.creates()) == 1
 
 

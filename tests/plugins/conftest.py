@@ -14,9 +14,13 @@ from typing import Any
 import pytest
 from airflow.providers.common.compat.sdk import DAG, Asset
 
-from airflow_provider_kling.callbacks import CallbackToken
+from airflow_provider_kling.callbacks import PATH, CallbackToken
 from airflow_provider_kling.emulator import KlingEmulator
 from tests.conftest import AIRFLOW, store_dag
+from tests.plugins.viewing import page, people, rights, viewer
+from tests.s3 import s3_endpoint, s3_server
+
+__all__ = ["page", "people", "rights", "s3_endpoint", "s3_server", "viewer"]
 
 if AIRFLOW < (3, 1):
     collect_ignore_glob = ["test_*.py"]
@@ -190,10 +194,10 @@ class Waiter:
 
 
 @pytest.fixture
-def make_waiter(airflow_db: None) -> Callable[[], Waiter]:
+def make_waiter(airflow_db: None) -> Callable[..., Waiter]:
     """Return a function that makes a task instance of a run of its own."""
 
-    def make() -> Waiter:
+    def make(run_id: str | None = None) -> Waiter:
         from airflow.providers.standard.operators.empty import EmptyOperator
         from airflow.utils.session import create_session
         from airflow.utils.state import DagRunState
@@ -205,7 +209,7 @@ def make_waiter(airflow_db: None) -> Callable[[], Waiter]:
         store_dag(dag)
         with create_session() as session:
             run = _stored(name, session).create_dagrun(
-                run_id=f"manual__{name}",
+                run_id=run_id or f"manual__{name}",
                 logical_date=None,
                 data_interval=None,
                 run_after=datetime.now(UTC),
@@ -249,7 +253,7 @@ def client(airflow_db: None, service: KlingEmulator) -> Iterator[Any]:
 
     from airflow_provider_kling.plugins import KlingPlugin
 
-    [mounted] = KlingPlugin().fastapi_apps
+    [mounted] = [each for each in KlingPlugin().fastapi_apps if each["url_prefix"] == PATH]
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

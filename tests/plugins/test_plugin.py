@@ -25,7 +25,7 @@ def test_airflow_finds_it_by_its_entry_point() -> None:
 def test_loading_it_loads_nothing_heavy() -> None:
     code = (
         "import sys; from airflow.plugins_manager import AirflowPlugin; before = set(sys.modules);"
-        "import airflow_provider_kling.plugins as p; p.KlingPlugin();"
+        "import airflow_provider_kling.plugins as p; p.KlingPlugin().external_views;"
         "print(*sorted(set(sys.modules) - before))"
     )
     loaded = subprocess.run(
@@ -33,13 +33,16 @@ def test_loading_it_loads_nothing_heavy() -> None:
     ).stdout.split()
     assert not {"fastapi", "starlette", "aiohttp", "requests", "anyio"} & set(loaded)
     assert "airflow_provider_kling.plugins.callbacks" not in loaded
+    assert "airflow_provider_kling.plugins.gallery" not in loaded
     assert "airflow_provider_kling.operators.kling" not in loaded
 
 
-def test_an_older_airflow_gets_no_receiver(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_older_airflow_gets_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     from airflow_provider_kling import plugins
 
     assert airflow_versions.AIRFLOW_V_3_1_PLUS
     assert KlingPlugin().fastapi_apps
+    assert KlingPlugin().external_views
     monkeypatch.setattr(plugins, "AIRFLOW_V_3_1_PLUS", False)
     assert KlingPlugin().fastapi_apps == []
+    assert KlingPlugin().external_views == []

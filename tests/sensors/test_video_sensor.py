@@ -16,7 +16,7 @@ from airflow_provider_kling.api.request import VideoRequest
 from airflow_provider_kling.emulator import KlingEmulator
 from airflow_provider_kling.hooks.kling import KlingHook
 from airflow_provider_kling.sensors.kling import KlingVideoSensor
-from tests.task_runs import TaskInstance, run_task
+from tests.task_runs import TaskInstance, link_to, run_task
 
 both_ways = pytest.mark.parametrize("deferrable", [False, True], ids=["on the worker", "deferred"])
 
@@ -44,7 +44,7 @@ def test_it_waits_for_a_video_that_something_else_asked_for(
     assert result["video_url"].endswith(".mp4")
     assert result["estimated_cost_usd"] is None
     assert result["request"] is None
-    assert run.ti.xcoms["kling_video_link"] == result["video_url"]
+    assert run.ti.xcoms["kling_video_link"] == link_to(run.ti, at_service=result["video_url"])
     assert len(kling_emulator.ledger.creates()) == 1
 
 

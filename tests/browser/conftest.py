@@ -1,0 +1,154 @@
+"""A real Airflow with videos in it, and a real Chromium that looks at them. Both are started once for this folder."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, BrowserContext, expect
+
+from airflow_provider_kling.emulator import KlingEmulator
+from dev.browser import NoBrowserError, chromium
+from dev.environments import CHECKOUT
+from dev.local_airflow import LocalAirflow
+from tests.browser.screen import Screen
+
+DAGS = Path(__file__).parent / "dags"
+FRAMED, ALONE = "/plugin/kling-videos", "/kling/videos/"
+"""The page of videos in Airflow's UI, and without anything around it, which takes less time."""
+PRODUCER, GUEST, STRANGER = "producer", "guest", "stranger"
+PEOPLE = {PRODUCER: "admin", GUEST: "viewer", STRANGER: "viewer"}
+"""Who there is, by role. The guest may read all Dags but one, and the stranger none."""
+PASSWORD = "of a test"
+
+
+expect.set_options(timeout=20_000)
+
+
+@dataclass(frozen=True)
+class Studio:
+    """The Airflow whose Dags have run."""
+
+    airflow: LocalAirflow
+    service: KlingEmulator
+    folder: Path
+    runs: dict[str, str]
+    """Run ids by Dag."""
+
+    def start(self, dag_id: str, **params: Any) -> str:
+        """Start a run of a Dag and return its id."""
+        return self.airflow.trigger(dag_id, {"folder": str(self.folder), **params})
+
+    def card(self, dag_id: str, task_id: str, map_index: int = -1) -> Any:
+        """Return what a task of the first run left for the page."""
+        return self.airflow.api.xcom(dag_id, self.runs[dag_id], task_id, "kling_video", map_index)
+
+
+@pytest.fixture(scope="session")
+def service() -> Iterator[KlingEmulator]:
+    """Run the emulated service in this process; its videos come from the host that the page may play from."""
+    with KlingEmulator(latency=1, result_host="127.0.0.1", settling=0) as emulator:
+        yield emulator
+
+
+@pytest.fixture(scope="session")
+def studio(service: KlingEmulator, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
+    """Run Airflow and all Dags of this folder once; people log in, and not everybody may read everything."""
+    home = tmp_path_factory.mktemp("airflow")
+    folder = tmp_path_factory.mktemp("videos")
+    passwords = home / "passwords.json"
+    passwords.write_text(json.dumps(dict.fromkeys(PEOPLE, PASSWORD)))
+    print(f"AIRFLOW_HOME with all logs: {home}")
+    dag_ids = ("kling_studio", "kling_series", "kling_refused", "kling_secret")
+    with LocalAirflow(
+        home,
+        dags=[DAGS],
+        connections={"kling_default": service.connection_uri},
+        login=(PRODUCER, PASSWORD),
+        environment={
+            "PYTHONPATH": str(CHECKOUT),
+            "TEST_RIGHTS": json.dumps({GUEST: [*dag_ids[:3], "kling_waiting", "kling_many"], STRANGER: []}),
+        },
+        config={
+            "core": {
+                "auth_manager": "tests.rights.RightsByDag",
+                "simple_auth_manager_all_admins": "False",
+                "simple_auth_manager_users": ",".join(f"{name}:{role}" for name, role in PEOPLE.items()),
+                "simple_auth_manager_passwords_file": str(passwords),
+            },
+            "kling": {"media_hosts": service.origin},
+        },
+    ) as airflow:
+        service.inject("fail", prompt="nobody may see", fail_code="content_policy", message="Content refused")
+        service.inject("fail", prompt="number 3 of a journey", message="The scene could not be drawn")
+        found = Studio(airflow, service, folder, {})
+        found.runs.update({dag_id: found.start(dag_id) for dag_id in dag_ids})
+        for dag_id, run_id in found.runs.items():
+            state = airflow.wait_for_run(dag_id, run_id)
+            wanted = "failed" if dag_id == "kling_refused" else "success"
+            assert state == wanted, airflow.why_run_failed(dag_id, run_id)
+        yield found
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """Start Chromium; where there is none, say so, unless these tests are to be left out."""
+    if os.environ.get("WITHOUT_BROWSER") == "1":
+        pytest.skip("WITHOUT_BROWSER=1: nothing was looked at in a browser")
+    try:
+        with chromium() as started:
+            yield started
+    except NoBrowserError as error:
+        pytest.fail(f"{error}\nTo leave these tests out: WITHOUT_BROWSER=1 make test", pytrace=False)
+
+
+@pytest.fixture
+def look(browser: Browser, studio: Studio) -> Iterator[Callable[..., Screen]]:
+    """
+    Return what opens Airflow's UI for a person, at the page of videos unless told otherwise.
+
+    The window is as high as it takes to see all of the videos: what is not in sight is not read.
+
+    At the end no page may have hurt its Content-Security-Policy or thrown an error that nobody caught.
+    """
+    contexts: list[BrowserContext] = []
+    troubles: list[str] = []
+
+    def open_screen(
+        path: str = FRAMED,
+        *,
+        person: str | None = PRODUCER,
+        width: int = 1280,
+        height: int = 2400,
+        theme: str = "light",
+        **options: Any,
+    ) -> Screen:
+        context = browser.new_context(
+            viewport={"width": width, "height": height},
+            color_scheme=theme,
+            base_url=studio.airflow.url,
+            **options,
+        )
+        contexts.append(context)
+        if person is not None:
+            token = studio.airflow.api.token((person, PASSWORD))
+            context.add_cookies([{"name": "_token", "value": token, "url": studio.airflow.url}])
+        context.add_init_script(
+            "document.addEventListener('securitypolicyviolation',"
+            " (it) => console.error(`CSP: ${it.violatedDirective} ${it.blockedURI} in ${location.href}`));"
+        )
+        page = context.new_page()
+        page.on("console", lambda said: troubles.append(said.text) if said.text.startswith("CSP:") else None)
+        page.on("pageerror", lambda error: troubles.append(f"error: {error}"))
+        page.goto(path)
+        return Screen(page)
+
+    yield open_screen
+    for context in contexts:
+        context.close()
+    assert troubles == []
