@@ -4,7 +4,7 @@ Make the pictures of the page of videos for the documentation, ``docs/images/vid
     python -m dev.environments --run dev.screenshots
 
 A real Airflow runs Dags with the emulator, and a real Chromium looks at them. Then the runs are moved back in time, as
-if they had been made over a month.
+if they had been made over a month, and some are left without a recorded cost.
 """
 
 from __future__ import annotations
@@ -156,7 +156,7 @@ def _airflow_with_videos(directory: Path) -> Iterator[LocalAirflow]:
 
 
 def _spread(airflow: LocalAirflow) -> None:
-    """Move the videos back in time, each by other days; what is older is still without its recorded cost."""
+    """Move the videos back in time, each by other days, and leave some of them without a recorded cost."""
     now = datetime.now(UTC)
     with contextlib.closing(sqlite3.connect(airflow.database, timeout=60)) as connection, connection:
         rows = connection.execute(
@@ -171,7 +171,7 @@ def _spread(airflow: LocalAirflow) -> None:
                 back = timedelta(hours=5)
             else:
                 back = timedelta(hours=1.5 + 37 * (number * 5 % len(rows)))
-            if number % 5 == 0:
+            if number % 5 == 0 and value["kind"] == "video":
                 value["recorded_cost_usd"] = None
             for name in ("submitted_at", "completed_at"):
                 if value.get(name):
