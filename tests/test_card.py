@@ -239,6 +239,16 @@ def test_a_decorated_task_leaves_its_card_and_no_signature_once_it_is_over(
     assert "pass" not in json.dumps(ti.cards[-1])
 
 
+def test_what_gives_access_to_a_reference_is_on_no_card(kling_emulator: KlingEmulator, ti: Watched) -> None:
+    signed = "https://user:pass@example.com/a.png?signature=secret"
+    kling_emulator.inject("fail", fail_code="CONTENT_MODERATION")
+    run = generate(ti, prompt="from <<<image_1>>>", image_list=[signed])
+    assert run.error is not None
+    assert [card["state"] for card in ti.cards] == ["submitted", "failed"]
+    for card in ti.cards:
+        assert card["request"]["image_list"] == [{"image_url": "https://example.com/a.png"}]
+
+
 @both_ways
 @pytest.mark.kling_emulator(latency=0.2)
 def test_a_list_tells_how_far_it_is(

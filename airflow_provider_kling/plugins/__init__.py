@@ -12,7 +12,6 @@ from typing import Any
 from airflow.plugins_manager import AirflowPlugin
 
 from airflow_provider_kling.airflow_versions import AIRFLOW_V_3_1_PLUS
-from airflow_provider_kling.config import SECTION
 from airflow_provider_kling.page_address import NAME, PATH, ROUTE, frame_address
 
 
@@ -45,11 +44,12 @@ class KlingPlugin(AirflowPlugin):
         """The apps that Airflow mounts; it asks for them in the API server and where plugins are listed."""
         if not AIRFLOW_V_3_1_PLUS:
             return []
+        from airflow.providers.common.compat.sdk import conf
+
+        from airflow_provider_kling.config import SECTION
         from airflow_provider_kling.plugins.gallery import create_app as create_gallery
 
         apps = [{"app": create_gallery(), "url_prefix": PATH, "name": NAME}]
-        from airflow.providers.common.compat.sdk import conf
-
         if conf.get(SECTION, "callback_base_url", fallback=None):
             from airflow_provider_kling.callbacks import PATH as CALLBACKS
             from airflow_provider_kling.plugins.callbacks import create_app

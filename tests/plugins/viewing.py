@@ -19,7 +19,6 @@ from airflow_provider_kling.output_path import Coordinates
 from airflow_provider_kling.page_address import PATH
 from airflow_provider_kling.result import Asked, video_result
 from airflow_provider_kling.storage import StoredFile
-from tests.rights import RIGHTS
 
 PROMPT = "A lighthouse in a storm, seen from the sea"
 ASKED = Asked({"model": "kling-v3-omni", "prompt": PROMPT}, 5.0, 0.32)
@@ -59,6 +58,8 @@ def people(airflow_db: None) -> Iterator[People]:
 @pytest.fixture
 def rights(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Return a function that tells which Dags somebody may read."""
+
+    from tests.rights import RIGHTS
 
     def tell(**dags_of_people: list[str]) -> None:
         monkeypatch.setenv(RIGHTS, json.dumps(dags_of_people))

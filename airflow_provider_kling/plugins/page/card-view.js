@@ -255,7 +255,7 @@ const LONG_REASON = 160;
 
 export function reasonOf(text) {
   if (text.length <= LONG_REASON) return element("p.reason", {}, text);
-  const short = `${text.slice(0, LONG_REASON).trimEnd()}…`;
+  const short = `${text.slice(0, LONG_REASON).replace(/[\s.,;:]+$/, "")}…`;
   const told = element("span", {}, short);
   const toggle = element("button.link", { type: "button", "aria-expanded": "false", click: () => {
     const whole = toggle.getAttribute("aria-expanded") === "false";

@@ -48,7 +48,7 @@ function spentOnList(card) {
   const videos = card.isWaiting ? counts.total : billed;
   if (!videos || (card.recorded === null && card.estimated === null)) return null;
   const recorded = card.recorded ?? 0;
-  const isAllRecorded = counts.recordedVideos !== null && counts.recordedVideos >= videos;
+  const isAllRecorded = card.recorded !== null && counts.recordedVideos !== null && counts.recordedVideos >= videos;
   const estimated = isAllRecorded ? 0 : Math.max(0, (card.estimated ?? 0) - recorded);
   return { recorded, estimated, videos };
 }

@@ -98,7 +98,7 @@ export class Wall {
       this.read(item);
     }
     this.judge(item);
-    if (this.filters.needsCards) this.counted();
+    if (this.filters.needsCards || item.card?.kind === "list") this.counted();
   }
 
   /** Several tasks can tell of one video: it is shown once, with all that they know. */
