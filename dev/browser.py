@@ -24,7 +24,7 @@ Install one (Debian and Ubuntu: sudo apt-get install chromium), or run: {python}
 
 
 class NoBrowserError(Exception):
-    """There is no Chromium, and none could be installed. The text is for a person and says what to do."""
+    """There is no Chromium that starts. The text is for a person and says what to do."""
 
 
 @contextlib.contextmanager
@@ -32,16 +32,21 @@ def chromium() -> Iterator[Browser]:
     """
     Run Chromium without a window.
 
-    :raises NoBrowserError: there is none, and none could be installed.
+    :raises NoBrowserError: there is none that starts, and none could be installed.
     """
-    from playwright.sync_api import sync_playwright  # only the newest Airflow's environment has it
+    # Only the newest Airflow's environment has it.
+    from playwright.sync_api import Error, sync_playwright
 
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=find_chromium(playwright),
-            # Chromium's own sandbox does not work for root, which is who runs in many containers.
-            args=["--no-sandbox"] if os.geteuid() == 0 else [],
-        )
+        path = find_chromium(playwright)
+        try:
+            browser = playwright.chromium.launch(
+                executable_path=path,
+                # Chromium's own sandbox does not work for root, which is who runs in many containers.
+                args=["--no-sandbox"] if os.geteuid() == 0 else [],
+            )
+        except Error as error:  # such as a library of the system that it lacks
+            raise NoBrowserError(f"{path} does not start:\n\n{error.message[-2000:]}") from error
         try:
             yield browser
         finally:
