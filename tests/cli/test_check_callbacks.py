@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from airflow_provider_kling.callbacks import PATH
 from airflow_provider_kling.emulator import KlingEmulator
 from tests.cli.test_commands import Run, run
 from tests.conftest import AIRFLOW
@@ -36,7 +37,7 @@ def receiver(airflow_db: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]
         url = f"http://127.0.0.1:{listening.getsockname()[1]}"
         monkeypatch.setenv(BASE_URL, url)
         monkeypatch.setenv("_AIRFLOW_PROCESS_CONTEXT", "server")
-        [mounted] = KlingPlugin().fastapi_apps
+        [mounted] = [each for each in KlingPlugin().fastapi_apps if each["url_prefix"] == PATH]
         app = FastAPI()
         app.mount(mounted["url_prefix"], mounted["app"])
         server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="off"))

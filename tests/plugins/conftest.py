@@ -17,7 +17,7 @@ from airflow.providers.common.compat.sdk import DAG, Asset
 from airflow_provider_kling.callbacks import PATH, CallbackToken
 from airflow_provider_kling.emulator import KlingEmulator
 from tests.conftest import AIRFLOW, store_dag
-from tests.plugins.viewing import page, people, rights, viewer
+from tests.plugins.viewing import BASE_URL, page, people, rights, viewer
 from tests.s3 import s3_endpoint, s3_server
 
 __all__ = ["page", "people", "rights", "s3_endpoint", "s3_server", "viewer"]
@@ -25,7 +25,6 @@ __all__ = ["page", "people", "rights", "s3_endpoint", "s3_server", "viewer"]
 if AIRFLOW < (3, 1):
     collect_ignore_glob = ["test_*.py"]
 
-BASE_URL = "https://airflow.example.com/af"
 CONN_ID = "kling_default"
 ASSETS = [] if AIRFLOW < (3, 1) else [Asset("kling_film"), Asset(name="kling_films", uri="s3://films/all")]
 

@@ -20,6 +20,7 @@ from airflow_provider_kling.page_address import PATH
 from airflow_provider_kling.result import Asked, video_result
 from airflow_provider_kling.storage import StoredFile
 
+BASE_URL = "https://airflow.example.com/af"
 PROMPT = "A lighthouse in a storm, seen from the sea"
 ASKED = Asked({"model": "kling-v3-omni", "prompt": PROMPT}, 5.0, 0.32)
 
@@ -48,6 +49,8 @@ def people(airflow_db: None) -> Iterator[People]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AIRFLOW__CORE__AUTH_MANAGER", "tests.rights.RightsByDag")
         patch.setenv("_AIRFLOW_PROCESS_CONTEXT", "server")
+        # Airflow asks a plugin for its apps once in a process: the receiver of callbacks has to be among them.
+        patch.setenv("AIRFLOW__KLING__CALLBACK_BASE_URL", BASE_URL)
         airflow_app.purge_cached_app()
         app = airflow_app.create_app()
         with TestClient(app, follow_redirects=False) as client:

@@ -624,8 +624,8 @@ def test_any_file_system_of_airflow_takes_a_video() -> None:
     from fsspec.implementations.memory import MemoryFileSystem
 
     attach: Any = pytest.importorskip("airflow.sdk.io" if AIRFLOW >= (3, 0) else "airflow.io.store").attach
-    attach("memory", fs=MemoryFileSystem())
-    memory = Storage("memory:///films/")
+    attach("memory", conn_id="a_store_of_its_own", fs=MemoryFileSystem())
+    memory = Storage("memory://a_store_of_its_own@/films/")
     with of(LARGE) as service:
         [stored] = memory.open("new/directory").store(task(*links(service)))
     assert memory.read("new/directory/k-1.mp4") == LARGE
