@@ -3,7 +3,7 @@
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test matrix lint format unit integration callbacks chaos chaos-short chaos-control bench bench-readme clean
+.PHONY: help demo test matrix lint format unit integration browser callbacks chaos chaos-short chaos-control bench bench-readme clean
 
 help:  ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,6 +28,9 @@ unit:  ## unit tests on the newest Airflow (ARGS="-k name" for pytest)
 
 integration:  ## integration tests, with real Airflow processes (ARGS as above)
 	@dev/python -m dev.checks integration $(ARGS)
+
+browser:  ## the page of videos in a real Chromium, on every minor version of Airflow that has it (ARGS as above)
+	@dev/python -m dev.checks browser $(ARGS)
 
 callbacks:  ## callbacks on PostgreSQL: two thousand at once, and while the database is down
 	@dev/python -m dev.environments cluster --run pytest tests/integration -k postgresql -s

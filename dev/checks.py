@@ -1,7 +1,7 @@
 """
 What ``make test`` and ``make matrix`` run: each stage in the environment that it belongs to, side by side.
 
-    python -m dev.checks test | matrix | lint | format | unit | integration [ARGUMENT OF PYTEST...]
+    python -m dev.checks test | matrix | lint | format | unit | integration | browser [ARGUMENT OF PYTEST...]
 
 One line a stage, with pytest's own closing line below it, and the whole output of a stage that fails. Standard library
 only, as this runs before anything is installed.
@@ -28,6 +28,7 @@ from dev.environments import (
     LOWEST,
     NEWEST,
     OLDEST,
+    WITH_PAGE,
     Environment,
     SetupError,
 )
@@ -99,6 +100,15 @@ def integration(arguments: Sequence[str] = ()) -> Stage:
     return Stage(f"integration tests on Airflow {NEWEST}", NEWEST, ((*_INTEGRATION, *arguments),))
 
 
+def browser(airflow: str, arguments: Sequence[str] = ()) -> Stage:
+    """Return the stage that looks at the page of videos in one Airflow's UI."""
+    return Stage(
+        f"browser tests on Airflow {airflow}",
+        airflow,
+        (("-m", "pytest", "tests/browser", *_own_cache(airflow), *arguments),),
+    )
+
+
 def _own_cache(airflow: str) -> tuple[str, str]:
     return ("-o", f"cache_dir=.pytest_cache/airflow-{airflow}")
 
@@ -110,6 +120,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _run_in_view(unit(NEWEST, rest))
         case ["integration", *rest]:
             return _run_in_view(integration(rest))
+        case ["browser", *rest]:
+            # One after the other: an Airflow and a browser are enough for a small machine.
+            return max([_run_in_view(browser(airflow, rest)) for airflow in WITH_PAGE])
         case ["lint"]:
             return _run_side_by_side(lint())
         case ["format"]:

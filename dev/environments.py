@@ -32,6 +32,8 @@ AIRFLOW_VERSIONS = ("2.11.2", "3.0.6", "3.1.8", "3.2.2", "3.3.2")
 """The last release of every minor version that is supported, oldest first: what ``make matrix`` runs on."""
 
 OLDEST, NEWEST = AIRFLOW_VERSIONS[0], AIRFLOW_VERSIONS[-1]
+WITH_PAGE = AIRFLOW_VERSIONS[2:]
+"""Those whose UI shows the page of videos (3.1 and later): what ``make browser`` runs on."""
 
 LOWEST = "lowest"
 """In place of an Airflow version: the lowest version that ``pyproject.toml`` allows of every direct dependency."""
@@ -92,8 +94,9 @@ class Environment:
         """What is installed, as requirement strings; the package itself comes first and editable."""
         pyproject = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())
         # What fuzzes is held to the newest: it brings libraries that an old Airflow does not bear.
-        further = {NEWEST: ("fuzz", "browser"), BENCHMARKS: ("browser",)}.get(self.airflow, ())
-        names = (*GROUPS, *further)
+        fuzz = ("fuzz",) if self.airflow == NEWEST else ()
+        browser = ("browser",) if self.airflow in (*WITH_PAGE, BENCHMARKS) else ()
+        names = (*GROUPS, *fuzz, *browser)
         groups = [spec for group in names for spec in pyproject["dependency-groups"][group]]
         if self.airflow == LOWEST:
             airflow = [*_HELD_BACK[LOWEST]]

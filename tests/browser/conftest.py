@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import sqlite3
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +49,25 @@ class Studio:
     def card(self, dag_id: str, task_id: str, map_index: int = -1) -> Any:
         """Return what a task of the first run left for the page."""
         return self.airflow.api.xcom(dag_id, self.runs[dag_id], task_id, "kling_video", map_index)
+
+    def entries(self, dag_id: str) -> list[Any]:
+        """Return what Airflow lists of all that the tasks of a Dag left for the page, without the values."""
+        path = f"dags/{dag_id}/dagRuns/~/taskInstances/~/xcomEntries"
+        return list(self.airflow.api.call("GET", path, params={"xcom_key": "kling_video"})["xcom_entries"])
+
+    def rewrite(self, dag_id: str, task_id: str, card: Any) -> None:
+        """
+        Put something else where a task of the first run left its card.
+
+        Not through the API: Airflow 3.1 encodes a value twice when it is changed there.
+        """
+        where = (dag_id, self.runs[dag_id], task_id, "kling_video")
+        with contextlib.closing(sqlite3.connect(self.airflow.database, timeout=60)) as database, database:
+            changed = database.execute(
+                "UPDATE xcom SET value = ? WHERE dag_id = ? AND run_id = ? AND task_id = ? AND key = ?",
+                (json.dumps(card), *where),
+            )
+            assert changed.rowcount == 1
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ export class IndexOfVideos {
     this.entries = [];
     this.total = null;
     this.isWhole = false;
+    this.isByName = false; // Airflow before 3.2 sorts by names and by nothing else
     this.seen = new Set();
     this.offset = 0;
     this.pending = null;
@@ -29,14 +30,26 @@ export class IndexOfVideos {
     return this.isWhole || (this.entries.length > 0 && timeOf(this.entries.at(-1)) < since);
   }
 
-  /** Look for what has come since, and return it. */
+  /** Look for what has come since, and return it, newest first. */
   async news() {
-    const { entries, total } = await listEntries(this.dagId, 0, "first");
-    const fresh = this.take(entries);
+    const fresh = [];
+    const before = this.total;
+    let offset = 0;
+    let mayBeMore = true;
+    while (mayBeMore) {
+      const { entries, total } = await listEntries(this.dagId, offset, "first");
+      this.note(entries);
+      const taken = this.take(entries);
+      fresh.push(...taken);
+      offset += entries.length;
+      this.total = total;
+      // What is new stands before what is known; among names it can be on any page, and only its number tells of it.
+      const isLikely = this.isByName ? total !== before : taken.length === entries.length;
+      mayBeMore = isLikely && entries.length > 0 && offset < total;
+    }
     this.offset += fresh.length;
-    this.total = total;
     this.sort();
-    return fresh;
+    return fresh.sort(newestFirst);
   }
 
   async read(urgency) {
@@ -45,10 +58,16 @@ export class IndexOfVideos {
       this.offset += entries.length;
       this.total = total;
       this.isWhole = entries.length === 0 || this.offset >= total;
+      this.note(entries);
       this.take(entries);
-      // Before Airflow 3.2 the order is that of names: the newest can be on any page, so all of them are needed.
-    } while (!this.isWhole && !isNewestFirst(this.entries));
+      // Among names the newest can be on any page, so all of them are needed.
+    } while (!this.isWhole && this.isByName);
     this.sort();
+  }
+
+  /** Learn from a page in which order Airflow gives them. */
+  note(entries) {
+    this.isByName ||= entries.some((entry, at) => at > 0 && timeOf(entries[at - 1]) < timeOf(entry));
   }
 
   take(entries) {
@@ -59,7 +78,7 @@ export class IndexOfVideos {
   }
 
   sort() {
-    this.entries.sort((one, other) => timeOf(other) - timeOf(one));
+    this.entries.sort(newestFirst);
   }
 }
 
@@ -67,6 +86,6 @@ export function timeOf(entry) {
   return Date.parse(entry.timestamp) || 0;
 }
 
-function isNewestFirst(entries) {
-  return entries.every((entry, at) => at === 0 || timeOf(entries[at - 1]) >= timeOf(entry));
+function newestFirst(one, other) {
+  return timeOf(other) - timeOf(one);
 }
