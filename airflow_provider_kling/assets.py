@@ -108,9 +108,24 @@ def tell_later(outlets: Sequence[Any]) -> list[dict[str, str]]:
     """
     Return which assets are to be told when the video is there, as plain JSON.
 
-    An asset alias is left out: it becomes stored files, and who does not wait stores none.
+    Outlets that are for lineage alone are left out; see :func:`not_told_later` for the others.
     """
     return [{"name": each.name, "uri": each.uri} for each in _outlets(outlets) if isinstance(each, Asset)]
+
+
+def not_told_later(outlets: Sequence[Any]) -> list[Any]:
+    """
+    Return which outlets no callback can tell, though Airflow would at the end of a task.
+
+    An asset alias becomes stored files, and who does not wait stores none. A reference is looked up by Airflow when it
+    ends a task. Outlets that are for lineage alone are told of nothing anyway.
+    """
+    if not outlets:
+        return []
+    # Imported here: Airflow before 3.0 has none, and no callbacks either.
+    from airflow.sdk.definitions.asset import BaseAsset
+
+    return [each for each in outlets if isinstance(each, BaseAsset) and not isinstance(each, Asset)]
 
 
 def _outlets(outlets: Sequence[Any]) -> Iterator[Any]:

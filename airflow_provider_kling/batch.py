@@ -576,13 +576,16 @@ class Batch:
         :return: None where it is not at the service now; what that means for it and the others is noted.
         :raises KlingError: where nothing more can be done in this attempt.
         """
+        before = entry.record
         try:
             address = self._address(entry)
             obtained = self._submission(entry, address).obtain(deadline=time.time() + self._operator.timeout)
         except (LedgerError, KilledError):
             raise
         except UnknownSubmissionError as error:
-            self._unknown_in_a_row += 1
+            if entry.record != before:
+                # Sent now. What an earlier attempt has sent says nothing of the service as it is.
+                self._unknown_in_a_row += 1
             self._end_without(entry, error)
             if self._unknown_in_a_row >= MAX_UNKNOWN_IN_A_ROW:
                 self._stop(f"the outcome of {self._unknown_in_a_row} submissions in a row is not known")

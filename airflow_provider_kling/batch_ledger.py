@@ -302,11 +302,19 @@ class Entry:
             value.get("written"),
         )
 
-    def merge(self, other: Entry) -> None:
-        """Take over what another copy of the same entry knows better."""
+    def merge(self, other: Entry, *, is_changed: bool = False) -> None:
+        """
+        Take over what another copy of the same entry knows better.
+
+        :param is_changed: whether this copy has changes that are not written yet. Then the other one is older in all
+            but its record, which another process may have moved on.
+        """
         if _progress(other.record) > _progress(self.record):
             self.record = other.record
-        if (other.attempt, other.ended is not None) > (self.attempt, self.ended is not None):
+        if not is_changed and (other.attempt, other.ended is not None) > (
+            self.attempt,
+            self.ended is not None,
+        ):
             self.attempt, self.index = other.attempt, other.index
             self.is_followed, self.is_attached = other.is_followed, other.is_attached
             self.ended = other.ended
@@ -482,7 +490,7 @@ class BatchLedger:
                     raise _unusable(self.place, f"the record {name!r} is damaged") from error
                 entry.page = number
                 if name in self._entries:
-                    self._entries[name].merge(entry)
+                    self._entries[name].merge(entry, is_changed=name in self._dirty)
                 else:
                     self._entries[name] = entry
 

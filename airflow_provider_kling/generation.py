@@ -17,7 +17,7 @@ from airflow_provider_kling.api.errors import (
     TooManyTasksError,
 )
 from airflow_provider_kling.api.task import TaskState
-from airflow_provider_kling.assets import tell_later, tell_outlets
+from airflow_provider_kling.assets import not_told_later, tell_later, tell_outlets
 from airflow_provider_kling.callbacks import XCOM_CALLBACK, CallbackAddress
 from airflow_provider_kling.card import (
     XCOM_VIDEO,
@@ -179,6 +179,9 @@ class Generation:
             if task.state is TaskState.COMPLETED:
                 tell_outlets(self._context, self._operator.outlets, result, [], log=self._log)
             else:
+                for outlet in not_told_later(self._operator.outlets):
+                    # Of a mapped task, whose arguments nobody has seen at parse.
+                    self._log.warning("%r will not be told: no callback can do that.", outlet)
                 left = {"kling_task_id": task.task_id, "outlets": tell_later(self._operator.outlets)}
                 self._context["ti"].xcom_push(key=XCOM_CALLBACK, value=left)
                 self._operator.outlets = []

@@ -138,7 +138,7 @@ class Settlement:
 
 
 def keep_from_buying_again(
-    error: BaseException, kling_task_ids: Sequence[str], *, is_kept: bool, log: Any
+    error: BaseException, kling_task_ids: Sequence[str], *, is_kept: bool, log: Any, unnamed: int = 0
 ) -> None:
     """
     Let no error of another kind than ours lead to a retry that would buy videos again.
@@ -147,18 +147,23 @@ def keep_from_buying_again(
     :param kling_task_ids: what the attempt has asked for or taken up.
     :param is_kept: whether the next attempt will know of them.
     :param log: where to tell about it.
+    :param unnamed: how many more it has asked for whose ids this process does not know.
     :raises AirflowFailException: in the place of the error, where there may be no retry.
     """
-    if not kling_task_ids:
+    if not kling_task_ids and not unnamed:
         return
-    if len(kling_task_ids) == 1:
+    if len(kling_task_ids) == 1 and not unnamed:
         what = f"Kling task {kling_task_ids[0]} goes on, and will be billed when it is completed"
         retry = "A retry attaches to it again and buys nothing."
         why_not = not_remembered(kling_task_ids[0])
     else:
         named = ", ".join(kling_task_ids[:MOST_IDS_NAMED])
-        if (more := len(kling_task_ids) - MOST_IDS_NAMED) > 0:
-            named += f" and {more} more, whose ids are in the log"
+        if more := max(0, len(kling_task_ids) - MOST_IDS_NAMED) + unnamed:
+            named += (
+                f" and {more} more, whose ids are in the log"
+                if named
+                else f"{more}, whose ids are in the log"
+            )
         what = f"The Kling tasks of this attempt go on, and each is billed when it is completed: {named}"
         retry = "A retry takes up what is paid for and asks only for what is not."
         why_not = (

@@ -254,6 +254,17 @@ def test_after_several_lost_answers_in_a_row_no_more_are_sent(
     assert run.ti.xcoms["return_value"]["not_submitted"] == 6
 
 
+def test_lost_answers_of_an_earlier_attempt_do_not_keep_the_next_one_from_asking_for_the_rest(
+    task: Batch, kling_emulator: KlingEmulator
+) -> None:
+    kling_emulator.inject("lost_answer", call="create", times=3)
+    requests = [f"kite {index}" for index in range(9)]
+    task.attempt(requests=requests)
+    told = task.attempt(requests=requests).ti.xcoms["return_value"]
+    assert (told["completed"], told["unresolved"], told["not_submitted"]) == (6, 3, 0)
+    assert len(kling_emulator.ledger.creates()) == 9
+
+
 def test_a_superseded_attempt_sends_nothing(task: Batch, kling_emulator: KlingEmulator) -> None:
     """The frozen one comes back in the middle of its list, after the next one has begun."""
     if task.kind == "task state":

@@ -297,8 +297,12 @@ class KlingGenerateVideoBatchOperator(BaseOperator):
             except (Exception, AirflowTaskTimeout) as error:
                 self._show_failure(context, batch, error)
                 bought = batch.kling_task_ids if batch is not None else []
-                bought = bought or list(told.over if told is not None else ())
-                keep_from_buying_again(error, bought, is_kept=ledger.is_kept, log=self.log)
+                unnamed = 0
+                if not bought and told is not None:
+                    # The ledger was not read: this process knows how many they are, and of some which.
+                    bought = list(told.over)
+                    unnamed = max(0, told.state.known - len(bought))
+                keep_from_buying_again(error, bought, unnamed=unnamed, is_kept=ledger.is_kept, log=self.log)
                 raise
             finally:
                 if batch is not None:

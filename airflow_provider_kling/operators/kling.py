@@ -35,7 +35,7 @@ from airflow_provider_kling.arguments import (
     task_id_in,
     text_of,
 )
-from airflow_provider_kling.assets import after_rehearsal
+from airflow_provider_kling.assets import after_rehearsal, not_told_later
 from airflow_provider_kling.budget import usd
 from airflow_provider_kling.card import error_card, leave_card, result_card
 from airflow_provider_kling.deferral import follow, of_a_task_made_elsewhere
@@ -357,6 +357,12 @@ class KlingGenerateVideoOperator(BaseOperator):
             raise ValueError(
                 "outlets need wait_for_completion: this task ends before there is a video, and would tell of one. Give "
                 "the outlets to the task that waits, or set callback=True."
+            )
+        if not self.wait_for_completion and (untellable := not_told_later(self.outlets)):
+            raise ValueError(
+                f"No callback can tell {', '.join(map(repr, untellable))}: with wait_for_completion=False and "
+                "callback=True, outlets are assets named outright. Give an asset alias or a reference to the task that "
+                "waits for the video."
             )
         if self.output_path is not None:
             if not self.wait_for_completion:

@@ -52,7 +52,8 @@ class Accounts:
     Looks connections up, remembers them for a moment, and keeps one client for each.
 
     :param in_thread: runs a function that blocks.
-    :param budget: limits look-ups of connections that were not found yet.
+    :param budget: limits look-ups of connections that were not found yet, and that the metadata database does not
+        hold: strangers who make ids up must not keep out who names one that is there.
     """
 
     def __init__(self, in_thread: InThread, budget: LookupBudget) -> None:
@@ -66,12 +67,14 @@ class Accounts:
 
         :param address: of the client that named it.
         :raises UnavailableError: where it could not be looked up.
-        :raises BusyError: where too many that are not there were named.
+        :raises BusyError: where too many that the database does not hold were named.
         """
         account = self._accounts.get(conn_id)
         if account is None or not account.is_fresh:
-            if account is None or account.settings is None:
+            is_strange = account is None or account.settings is None
+            if is_strange and not await self._in_thread(lambda: _is_in_database(conn_id)):
                 self._budget.spend(address)
+            account = self._accounts.get(conn_id)  # another callback may have made it meanwhile
             if account is None:
                 account = self._accounts[conn_id] = _Account()
                 await self._forget()
@@ -129,6 +132,13 @@ class Accounts:
             if dropped.client is not None:
                 with suppress(Exception):
                     await dropped.client.close()
+
+
+def _is_in_database(conn_id: str) -> bool:
+    # Imported here: that module needs this one.
+    from airflow_provider_kling.plugins.database import is_in_database
+
+    return is_in_database(conn_id)
 
 
 def _read(conn_id: str) -> ConnectionSettings | None:

@@ -12,7 +12,7 @@ MOST_AT_A_TIME = 1024
 MOST_OF_ONE_ADDRESS = 768
 """Callbacks under way at once from one address, in one process. The service may call from a single one."""
 STRANGE_LOOKUPS_A_MINUTE = 60
-"""Look-ups a minute, in one process, of connections that no genuine callback has named yet."""
+"""Look-ups a minute, in one process, of connections that were not found yet and are not in the metadata database."""
 STRANGE_LOOKUPS_OF_ONE_ADDRESS = 20
 """The same for one address."""
 _ADDRESSES = 4096
@@ -54,7 +54,8 @@ class LookupBudget:
     """
     Limits look-ups of connections for callers who have proved nothing.
 
-    A look-up can ask a secrets backend over the network. One that found a connection is not paid for again.
+    A look-up can ask a secrets backend over the network. One that found a connection is not paid for again, and that of
+    one in the metadata database not at all.
     """
 
     def __init__(self) -> None:

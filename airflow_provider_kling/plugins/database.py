@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from airflow.models.connection import Connection
 from airflow.models.dagrun import DagRun
 from airflow.models.taskinstance import TaskInstance
 from airflow.models.xcom import XComModel
@@ -44,6 +45,16 @@ def check_database() -> None:
     """
     with asking() as session:
         session.execute(text("SELECT 1"))
+
+
+def is_in_database(conn_id: str) -> bool:
+    """
+    Tell whether the database holds a connection. It costs one look into an index.
+
+    :raises UnavailableError: where it does not answer.
+    """
+    with asking() as session:
+        return session.scalar(select(Connection.conn_id).where(Connection.conn_id == conn_id)) is not None
 
 
 def writes_can_run_side_by_side() -> bool:

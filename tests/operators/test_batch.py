@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from airflow.providers.common.compat.sdk import (
     DAG,
+    AirflowConfigException,
     AirflowFailException,
     AirflowSkipException,
     AirflowTaskTimeout,
@@ -529,6 +530,29 @@ def test_a_setting_that_broke_while_the_task_was_deferred_does_not_buy_again(
     assert "max_failed_queries" in str(done.error)
     for made in kling_emulator.ledger.tasks():
         assert made.task_id in str(done.error)
+
+
+@pytest.mark.parametrize("is_kept", [False, True], ids=["without a ledger", "with a ledger"])
+@pytest.mark.kling_emulator(latency="never")
+def test_what_goes_wrong_before_the_resumed_task_has_read_which_videos_it_bought_does_not_buy_them_again(
+    kling_emulator: KlingEmulator, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, is_kept: bool
+) -> None:
+    arguments: dict[str, Any] = {"requests": prompts(2), "deferrable": True}
+    if is_kept:
+        arguments["ledger_path"] = str(tmp_path)
+    context: Any = {"ti": TaskInstance()}
+    with pytest.raises(TaskDeferred) as deferral:
+        operator(**arguments).execute(context)
+    monkeypatch.setenv("AIRFLOW__KLING__MAX_FAILED_QUERIES", "many")
+    event = {"over": {}, "state": deferral.value.trigger.state}
+    with pytest.raises((AirflowFailException, AirflowConfigException)) as failure:
+        operator(**arguments).execute_complete(context, event)
+    assert "max_failed_queries" in str(failure.value)
+    if is_kept:
+        assert not isinstance(failure.value, AirflowFailException), "a retry buys nothing"
+    else:
+        assert isinstance(failure.value, AirflowFailException), "a retry would buy them again"
+        assert "2, whose ids are in the log" in str(failure.value)
 
 
 @pytest.mark.kling_emulator(latency="never")

@@ -254,6 +254,56 @@ def test_a_lost_request_that_comes_home_while_the_task_waits_is_delivered_by_the
     assert len(kling_emulator.ledger.creates()) == len(kling_emulator.ledger.paid()) == 3
 
 
+def test_what_an_attempt_has_changed_is_not_undone_by_its_own_older_page(tmp_path: Path) -> None:
+    """One came home and is followed again; then the pages are read anew for another that is lost still."""
+    from airflow.providers.common.compat.sdk import ObjectStoragePath
+
+    from airflow_provider_kling.batch_ledger import BatchLedger
+    from airflow_provider_kling.ledger import SubmissionKey
+
+    key = SubmissionKey(dag_id="dag", run_id="run", task_id="task", map_index=-1)
+
+    def book() -> BatchLedger:
+        return BatchLedger(FilePages(ObjectStoragePath(f"file://{tmp_path}")), key)
+
+    first = book()
+    first.begin()
+    for index in range(2):
+        entry = first.bind(index, f"{index:064x}")
+        first.ledger_of(entry).intend(entry.fingerprint, deadline=time.time() + 3600)
+
+    second = book()
+    second.begin()
+    lost, _ = (second.bind(index, f"{index:064x}") for index in range(2))
+    second.end(lost, {"outcome": "unresolved", "reason": "unknown_submission"})
+    second.flush()
+    receiver = book()
+    receiver.resume(2)
+    called = receiver.called(str(lost.submission))
+    assert called is not None
+    receiver.bring_home(called, "clx1")
+
+    resumed = book()
+    resumed.resume(2)
+    home, other = resumed.of_attempt().values()
+    assert home.came_home
+    resumed.reopen(home)
+    home.is_followed = True
+    resumed.touch(home)
+    resumed.read_record(other)
+    assert (home.ended, home.is_followed, home.kling_task_id) == (None, True, "clx1")
+
+    third = book()
+    third.resume(2)
+    late = book()
+    late.resume(2)
+    late.bring_home(late.of_attempt()[1], "clx2")
+    waiting = third.of_attempt()[1]
+    third.touch(waiting)
+    third.read_record(waiting)
+    assert waiting.kling_task_id == "clx2", "what another process learnt is news all the same"
+
+
 @needs_callbacks
 def test_a_lost_request_is_worth_a_retry_since_its_callback_can_bring_it_home(
     kling_emulator: KlingEmulator,

@@ -195,7 +195,7 @@ def test_a_lost_answer_is_worth_a_retry_since_the_callback_can_bring_it_home(
 @needs_callbacks
 def test_a_task_that_does_not_wait_leaves_its_assets_to_the_callback(kling_emulator: KlingEmulator) -> None:
     kling_emulator.inject("latency", seconds=3600)
-    outlets = [Asset("film"), Asset(name="films", uri="s3://films/all"), AssetAlias("new")]
+    outlets = [Asset("film"), Asset(name="films", uri="s3://films/all"), {"table": "for lineage alone"}]
     operator = make(wait_for_completion=False, deferrable=False, outlets=outlets)
     ti, events = TaskInstance(), OutletEvents()
     result = operator.execute({"ti": ti, "outlet_events": events})  # type: ignore[typeddict-item]
@@ -204,6 +204,37 @@ def test_a_task_that_does_not_wait_leaves_its_assets_to_the_callback(kling_emula
     left = ti.xcoms[XCOM_CALLBACK]
     assert left["kling_task_id"] == result["task_id"]
     assert left["outlets"] == [{"name": each.name, "uri": each.uri} for each in outlets[:2]]  # type: ignore[attr-defined]
+
+
+@needs_callbacks
+@pytest.mark.parametrize("kind", ["alias", "name", "uri"])
+def test_outlets_that_no_callback_can_tell_are_told_when_the_dag_is_parsed(kind: str) -> None:
+    outlet = AssetAlias("new") if kind == "alias" else Asset.ref(**{kind: "s3://film"})
+    outlets = [Asset("film"), outlet]
+    arguments: dict[str, Any] = {"wait_for_completion": False, "deferrable": False, "outlets": outlets}
+    with pytest.raises(
+        ValueError, match="Give an asset alias or a reference to the task that waits"
+    ) as error:
+        make(**arguments)
+    assert repr(outlet) in str(error.value)
+    with pytest.raises(ValueError, match="the task that waits"):
+        KlingVideoDecoratedOperator(
+            python_callable=lambda: "a tide", **{"task_id": "make", "callback": True, **arguments}
+        )
+    make(outlets=outlets)
+
+
+@needs_callbacks
+def test_a_mapped_task_whose_outlets_no_callback_can_tell_says_so_in_its_log(
+    kling_emulator: KlingEmulator, task_log: Callable[[], list[str]]
+) -> None:
+    kling_emulator.inject("latency", seconds=3600)
+    operator = make(wait_for_completion=False, deferrable=False, outlets=[Asset("film")])
+    operator.outlets.append(AssetAlias("new"))  # what is checked at parse is not checked of a mapped task
+    ti = TaskInstance()
+    operator.execute({"ti": ti, "outlet_events": OutletEvents()})  # type: ignore[typeddict-item]
+    assert any("AssetAlias" in line and "will not be told" in line for line in task_log())
+    assert [each["name"] for each in ti.xcoms[XCOM_CALLBACK]["outlets"]] == ["film"]
 
 
 @needs_callbacks

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 
 from airflow_provider_kling.callbacks import XCOM_CALLBACK
 from airflow_provider_kling.emulator import KlingEmulator
+from tests.conftest import AIRFLOW
 from tests.plugins.conftest import ASSETS, Waiter, body_of, create
 from tests.plugins.test_receiver import AGAIN, TAKEN, post
 
@@ -79,6 +81,59 @@ def test_they_are_told_once_however_often_it_comes(
     assert {status for status, _ in answers} <= {200, 503}
     assert post(client, token, body_of(kling_task_id)) == TAKEN
     assert len(events(waiter)) == len(ASSETS)
+
+
+@pytest.mark.skipif(AIRFLOW < (3, 2), reason="partitions need Airflow 3.2")
+def test_the_events_are_of_the_runs_partition(
+    client: Any, service: KlingEmulator, left: tuple[Waiter, str]
+) -> None:
+    from airflow.models.asset import AssetEvent
+    from airflow.models.dagrun import DagRun
+    from airflow.utils.session import create_session
+    from sqlalchemy import select, update
+
+    waiter, kling_task_id = left
+    with create_session() as session:
+        session.execute(update(DagRun).where(DagRun.run_id == waiter.run_id).values(partition_key="2026-11"))
+    assert post(client, waiter.token(service.api_key), body_of(kling_task_id)) == TAKEN
+    assert set(events(waiter)) == {asset.name for asset in ASSETS}
+    with create_session() as session:
+        keys = session.scalars(
+            select(AssetEvent.partition_key).where(AssetEvent.source_dag_id == waiter.dag_id)
+        ).all()
+    assert set(keys) == {"2026-11"}
+
+
+def test_an_asset_that_no_dag_has_any_more_is_not_told(
+    client: Any, service: KlingEmulator, left: tuple[Waiter, str]
+) -> None:
+    from airflow.models.asset import AssetActive
+    from airflow.utils.session import create_session
+    from sqlalchemy import delete
+
+    waiter, kling_task_id = left
+    gone, stays = ASSETS
+    with create_session() as session:
+        session.execute(delete(AssetActive).where(AssetActive.name == gone.name))
+    assert post(client, waiter.token(service.api_key), body_of(kling_task_id)) == TAKEN
+    assert set(events(waiter)) == {stays.name}
+
+
+def test_xcoms_that_lie_elsewhere_are_named_as_the_cause_and_the_callback_comes_again(
+    client: Any,
+    service: KlingEmulator,
+    left: tuple[Waiter, str],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(logging.getLogger("airflow_provider_kling"), "propagate", True)
+    waiter, kling_task_id = left
+    waiter.push(XCOM_CALLBACK, "s3://xcoms/kling_callback.json")
+    assert post(client, waiter.token(service.api_key), body_of(kling_task_id)) == AGAIN
+    assert events(waiter) == {}
+    [line] = [each.getMessage() for each in caplog.records if "Callback from" in each.getMessage()]
+    assert "its XComs lie elsewhere than in Airflow's database" in line
+    assert waiter.dag_id in line
 
 
 def test_a_failed_video_tells_no_asset(client: Any, service: KlingEmulator, waiter: Waiter) -> None:

@@ -391,6 +391,26 @@ def test_made_up_connections_do_not_keep_the_genuine_ones_from_being_looked_up(
     assert post(client, genuine, body_of(kling_task_id)) == TAKEN
 
 
+@pytest.mark.kling_emulator(latency=0)
+def test_made_up_connections_do_not_shut_out_one_of_the_database_that_was_not_looked_up_yet(
+    client: Any, service: KlingEmulator, waiter: Waiter
+) -> None:
+    from airflow.models.connection import Connection
+    from airflow.utils.session import create_session
+
+    conn_id = f"kling_{uuid.uuid4().hex[:8]}"
+    with create_session() as session:
+        session.add(Connection(conn_id=conn_id, uri=service.connection_uri))
+    kling_task_id = create(service)
+    waiter.defer(kling_task_id, conn_id=conn_id)
+    for number in range(admission.STRANGE_LOOKUPS_OF_ONE_ADDRESS):
+        forged = waiter.token("sk_x", conn_id=f"made_up_{number}")
+        assert post(client, forged, body_of(kling_task_id)) == WRONG
+    assert post(client, waiter.token("sk_x", conn_id="made_up"), body_of(kling_task_id)) == AGAIN
+    assert post(client, waiter.token(service.api_key, conn_id=conn_id), body_of(kling_task_id)) == TAKEN
+    assert waiter.is_resumed
+
+
 def test_a_check_is_answered_and_does_nothing(
     client: Any, service: KlingEmulator, log: Callable[[], list[str]]
 ) -> None:
