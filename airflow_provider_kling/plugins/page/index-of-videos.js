@@ -12,11 +12,12 @@ export class IndexOfVideos {
     this.seen = new Set();
     this.offset = 0;
     this.pending = null;
+    this.looking = null;
   }
 
   /** Ask for the next page. What is under way already is not asked for twice. */
   more(urgency = "first") {
-    this.pending ??= this.read(urgency).finally(() => { this.pending = null; });
+    this.pending ??= Promise.allSettled([this.looking]).then(() => this.read(urgency)).finally(() => { this.pending = null; });
     return this.pending;
   }
 
@@ -29,14 +30,33 @@ export class IndexOfVideos {
     return this.isWhole || (this.entries.length > 0 && timeOf(this.entries.at(-1)) < since);
   }
 
-  /** Look for what has come since, and return it. */
-  async news() {
-    const { entries, total } = await listEntries(this.dagId, 0, "first");
-    const fresh = this.take(entries);
+  /** Look for what has come since, and return it, newest first. */
+  news() {
+    // One at a time with more(): what comes between two questions moves the place of all that is behind it.
+    this.looking = this.look(this.pending);
+    return this.looking;
+  }
+
+  async look(before) {
+    await before;
+    if (this.total === null) return [];
+    const come = new Map();
+    let offset = 0;
+    let hasMore = true;
+    while (hasMore) {
+      const { entries, total } = await listEntries(this.dagId, offset, "first");
+      // What is older than all that was read is no news: more() brings it.
+      const some = entries.filter((entry) => !this.seen.has(keyOf(entry)) && this.reaches(timeOf(entry)));
+      some.forEach((entry) => come.set(keyOf(entry), entry));
+      offset += entries.length;
+      this.total = total;
+      // Newest first, nothing new stands behind a page without any. Before Airflow 3.2 it can stand anywhere.
+      hasMore = entries.length > 0 && offset < total && (some.length > 0 || !isNewestFirst(entries));
+    }
+    const fresh = this.take([...come.values()]);
     this.offset += fresh.length;
-    this.total = total;
     this.sort();
-    return fresh;
+    return fresh.sort((one, other) => timeOf(other) - timeOf(one));
   }
 
   async read(urgency) {
