@@ -1,4 +1,4 @@
-"""What the page's scripts reckon without a browser: which videos there are, a list's next ones, the days of the sums."""
+"""What the page's scripts reckon without a browser: which videos there are, a list's next ones, days of the sums."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ const told = { timezone: "America/New_York" };
 globalThis.localStorage = { getItem: (name) => told[name] ?? null };
 globalThis.sessionStorage = { getItem: () => null, setItem() {} };
 class Node {
-  constructor() { Object.assign(this, { dataset: {}, style: {}, heard: {}, classList: { add() {}, remove() {}, toggle() {} } }); }
+  dataset = {}; style = {}; heard = {}; classList = { add() {}, remove() {}, toggle() {} };
   append() {} prepend() {} replaceChildren() {} setAttribute() {} removeAttribute() {}
   addEventListener(name, hear) { this.heard[name] = hear; }
   querySelector() { return null; }
@@ -48,7 +48,8 @@ globalThis.fetch = async (address) => {
   const query = new URL(address, "http://localhost").searchParams;
   const [offset, limit] = [Number(query.get("offset")), Number(query.get("limit"))];
   const told = [...rows].sort(inOrder);
-  return { ok: true, json: async () => ({ xcom_entries: told.slice(offset, offset + limit), total_entries: told.length }) };
+  const answer = { xcom_entries: told.slice(offset, offset + limit), total_entries: told.length };
+  return { ok: true, json: async () => answer };
 };
 const { IndexOfVideos } = await import("./index-of-videos.js");
 const index = new IndexOfVideos(null);
@@ -135,7 +136,8 @@ def test_two_clicks_for_more_of_a_list_bring_each_video_once(run: Callable[[str]
           const query = new URL(address, "http://localhost").searchParams;
           const [offset, limit] = [Number(query.get("offset")), Number(query.get("limit"))];
           const count = Math.max(0, Math.min(limit, 50 - offset));
-          const videos = Array.from({ length: count }, (_, n) => ({ kind: "video", item: offset + n, state: "failed" }));
+          const one = (_, n) => ({ kind: "video", item: offset + n, state: "failed" });
+          const videos = Array.from({ length: count }, one);
           return { ok: true, json: async () => ({ total: 50, offset, limit, videos }) };
         };
         const { ListView } = await import("./list-view.js");
