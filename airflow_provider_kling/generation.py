@@ -236,10 +236,16 @@ class Generation:
                     state=state,
                     submitted_at=self._submitted_at,
                     waits=self._operator.wait_for_completion,
-                    keeps_secrets=self._operator.goes_on_from_xcom,
+                    keeps_secrets=self._goes_on_from_card(state),
                 ),
                 log=self._log,
             )
+
+    def _goes_on_from_card(self, state: CardState) -> bool:
+        pauses = state is CardState.QUEUED or (
+            state is CardState.SUBMITTED and self._operator.wait_for_completion
+        )
+        return pauses and self._operator.deferrable and self._operator.goes_on_from_xcom
 
     def _show_result(self, result: dict[str, Any]) -> None:
         leave_card(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import posixpath
+import stat
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -52,6 +54,17 @@ BLOCK_BYTES = 5 * 1024 * 1024
 READ_BYTES = 1024 * 1024
 
 _LOCAL = ("", "file", "local")
+_OF_A_VERSION = (
+    "ETag",
+    "etag",
+    "mtime",
+    "LastModified",
+    "last_modified",
+    "updated",
+    "generation",
+    "modified",
+)
+"""Names by which file systems tell when, or as what, a file was written."""
 _WITHOUT_DIRECTORIES = frozenset(
     (
         "s3",
@@ -435,6 +448,10 @@ class _Links:
         return self._renewed[index]
 
 
+class NoPlainFileError(OSError):
+    """What lies on local disk under a name is a symbolic link, a pipe, a device or a directory."""
+
+
 @dataclass(frozen=True)
 class Place:
     """
@@ -483,6 +500,48 @@ class Place:
         """
         return cast("BinaryIO", self.fs.open(self.path, "rb", block_size=READ_BYTES, cache_type="none"))
 
+    def open_plain(self) -> BinaryIO:
+        """
+        Open the file as :meth:`open_in_pieces` does, and on local disk only where it is a file itself.
+
+        Whoever may write a directory can put a link to any file of this machine there, or a pipe that never ends.
+
+        :raises NoPlainFileError: where it is something else.
+        """
+        if not self._is_local:
+            return self.open_in_pieces()
+        self.check_plain()
+        try:
+            # It may have been replaced since: a pipe is not waited for, and is found out once it is open.
+            opened = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            raise
+        except OSError:
+            self.check_plain()
+            raise
+        file = os.fdopen(opened, "rb")
+        if not stat.S_ISREG(os.fstat(opened).st_mode):
+            file.close()
+            raise NoPlainFileError(f"{self.path} is no plain file")
+        return file
+
+    def check_plain(self) -> None:
+        """
+        Make sure that on local disk there is a file itself.
+
+        :raises FileNotFoundError: where there is nothing.
+        :raises NoPlainFileError: where it is something else.
+        """
+        if self._is_local and not stat.S_ISREG(os.lstat(self.path).st_mode):
+            raise NoPlainFileError(f"{self.path} is no plain file")
+
+    def version(self) -> tuple[str, ...] | None:
+        """Return what changes with the file's content, None where the storage tells nothing of that kind."""
+        self.fs.invalidate_cache(self._parent)
+        info = self.fs.info(self.path)
+        told = tuple(f"{name}={info[name]}" for name in _OF_A_VERSION if info.get(name) is not None)
+        return (*told, f"{info.get('ino')} {info.get('size')}") if told else None
+
     def size(self) -> int | None:
         """Return the file's size, None where there is none."""
         self.fs.invalidate_cache(self._parent)
@@ -512,12 +571,17 @@ class Place:
                 digest.update(chunk)
         return digest.hexdigest() == sha256
 
-    def manifest(self) -> Manifest | None:
-        """Return the manifest beside the file, None where there is none that can be used."""
+    def manifest(self, *, must_be_plain: bool = False) -> Manifest | None:
+        """
+        Return the manifest beside the file, None where there is none that can be used.
+
+        :param must_be_plain: whether to open it as :meth:`open_plain` does.
+        :raises NoPlainFileError: where it must be plain and is not.
+        """
         place = replace(self, path=self.path + SUFFIX, uri=self.uri + SUFFIX)
         if not place.size():
             return None
-        with place.open() as file:
+        with place.open_plain() if must_be_plain else place.open() as file:
             return Manifest.read(file.read(MAX_MANIFEST_BYTES + 1))
 
     def whole(self) -> contextlib.AbstractContextManager[Write]:

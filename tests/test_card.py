@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException
 
-from airflow_provider_kling.api.errors import KlingError, Paid
+from airflow_provider_kling.api.errors import InvalidRequestError, KlingError, Paid
+from airflow_provider_kling.api.request import VideoRequest
 from airflow_provider_kling.card import MOST_ERROR_CHARACTERS, error_card, expires_at, why
 from airflow_provider_kling.decorators.kling import KlingVideoDecoratedOperator
 from airflow_provider_kling.emulator import KlingEmulator
@@ -237,6 +238,72 @@ def test_a_decorated_task_leaves_its_card_and_no_signature_once_it_is_over(
     assert ti.cards[-1]["state"] == "completed"
     assert "secret" not in json.dumps(ti.cards[-1])
     assert "pass" not in json.dumps(ti.cards[-1])
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"deferrable": False}, {"deferrable": True, "wait_for_completion": False}, {"dry_run": True}],
+    ids=["on the worker", "without waiting", "dry run"],
+)
+def test_a_decorated_task_that_never_goes_on_from_its_card_leaves_no_signature_there(
+    kling_emulator: KlingEmulator, ti: Watched, arguments: dict[str, Any]
+) -> None:
+    signed = "https://user:pass@example.com/a.png?signature=secret"
+
+    def film() -> dict[str, Any]:
+        return {"prompt": "from <<<image_1>>>", "image_list": [signed]}
+
+    run_task(
+        lambda: KlingVideoDecoratedOperator(
+            task_id="make", python_callable=film, duration=3, poll_interval=0.05, **arguments
+        ),
+        ti=ti,
+    ).value()
+
+    assert ti.cards
+    for card in ti.cards:
+        assert card["request"]["image_list"] == [{"image_url": "https://example.com/a.png"}]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"image_list": [{"image_url": "URL", "type": "wrong"}]},
+        {"image_list": [{"image_url": "URL", "typo": 1}]},
+        {"image_list": [{"image_url": "x URL y"}]},
+        {"video_list": ["URL and more"]},
+        {"callback_url": "ftp://receiver/secret"},
+        {"callback_url": ["https://receiver/secret"]},
+        {"extra_body": {"callback_url": "https://receiver/secret", "x": {1, 2}}},
+        {"image_list": [{"image_url": "ok", "callback_url": "https://receiver/secret"}]},
+    ],
+)
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://user:secret@e.com/a.tiff?sign=secret",
+        "HTTP://user:secret@e.com?secret",
+        f"https://u:{'secret' * 20}@e.com",
+    ],
+)
+def test_no_secret_of_a_request_is_in_the_error_on_a_card(fields: dict[str, Any], url: str) -> None:
+    fields = json.loads(json.dumps(fields, default=list).replace("URL", url))
+    if "extra_body" in fields:
+        fields["extra_body"]["x"] = {1, 2}
+    with pytest.raises(InvalidRequestError) as raised:
+        VideoRequest(prompt="p", **fields)
+    error = error_card(raised.value)["error"]
+    assert "secret" not in error
+    assert "not allowed" in error
+
+
+def test_what_stands_around_an_address_in_an_error_stays() -> None:
+    error = KlingError(
+        "Cannot fetch 'https://e.com/a.png?sign=secret', nor (https://e.com/b.png).", next_step="Look at it."
+    )
+    told = why(error, is_bought=False)["error"]
+    assert told.startswith("Cannot fetch 'https://e.com/a.png', nor (https://e.com/b.png).")
+    assert told.endswith("Look at it.")
 
 
 def test_what_gives_access_to_a_reference_is_on_no_card(kling_emulator: KlingEmulator, ti: Watched) -> None:

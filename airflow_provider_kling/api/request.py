@@ -99,6 +99,9 @@ class Fault:
             shown = repr(self.value)
         except (ValueError, RecursionError):  # an integer of thousands of digits; endless nesting
             shown = f"this {type(self.value).__name__}"
+        # Whoever has the address that the service calls can pretend to be the service, and a card shows this.
+        if "callback" in self.field.lower() or "callback_url" in shown:
+            shown = "<hidden>"
         if len(shown) > _SHOWN_CHARACTERS:
             shown = f"{shown[: _SHOWN_CHARACTERS - 1]}…"
         return f"{self.field}: {shown} is not allowed: {self.allowed}"

@@ -10,7 +10,9 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Mapping
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -23,15 +25,19 @@ from sqlalchemy.exc import SQLAlchemyError
 from airflow_provider_kling.batch_result import Ended
 from airflow_provider_kling.card import SCHEMA, XCOM_VIDEO, expires_at, file_on_card
 from airflow_provider_kling.output_path import Coordinates, check_output_path
-from airflow_provider_kling.storage import Place, told
+from airflow_provider_kling.storage import NoPlainFileError, Place, told
 
 if TYPE_CHECKING:
     from airflow_provider_kling.manifest import Manifest
 
-MOST_DOCUMENT_BYTES = 32 * 1024 * 1024
-"""Largest document with a list's results that is read. Ten thousand videos take about 6 MB."""
+MOST_DOCUMENT_BYTES = 8 * 1024 * 1024
+"""Largest document with a list's results that is read. Ten thousand videos take about 5 MB."""
+_KEPT_DOCUMENTS = 4
 _VIDEO_TYPE = re.compile(r"video/[a-z0-9][a-z0-9.+-]{0,60}")
 _MOST_PATH_CHARACTERS = 4096
+
+_Version = tuple[str, tuple[str, ...] | None]
+"""Where a document is, and what changes with its content."""
 
 log = logging.getLogger(__name__)
 
@@ -50,10 +56,10 @@ _TEXTS = {
     Reason.NOT_STORED: "This task's XComs name no such stored file.",
     Reason.GONE: "The file is not where the task stored it, or its manifest is not beside it.",
     Reason.REPLACED: "The file was replaced by that of another video since.",
-    Reason.REFUSED: "The file is not played: it was not stored for this Dag.",
+    Reason.REFUSED: "The file is not played: it was not stored for this Dag, or is a link to another file.",
     Reason.UNAVAILABLE: (
         "The storage cannot be read from the API server now: it needs the same connection and Airflow provider as the "
-        "workers. Its log tells more."
+        "workers, and a restart where the connection was changed. Its log tells more."
     ),
 }
 
@@ -153,9 +159,11 @@ def open_video(video: StoredVideo) -> BinaryIO:
     :raises NotPlayedError: where that cannot be done.
     """
     try:
-        return video.place.open_in_pieces()
+        return video.place.open_plain()
     except FileNotFoundError as error:
         raise NotPlayedError(Reason.GONE) from error
+    except NoPlainFileError as error:
+        raise _refused(video.place.uri, error) from error
     except Exception as error:
         raise _unavailable(video.place.uri, error) from error
 
@@ -187,11 +195,12 @@ def find_list(whose: Coordinates, *, offset: int, limit: int) -> ListPage:
     returned = _xcom(whose, "return_value")
     if isinstance(returned, Mapping) and isinstance(returned.get("results"), list):
         results = _list(returned["results"])
+        total, some = len(results), results[offset : offset + limit]
     else:
         path = _card(whose).get("results_path")
-        results = [] if path is None else _results_in_document(whose, path)
-    page = [result if isinstance(result, Mapping) else {} for result in results[offset : offset + limit]]
-    return ListPage(len(results), [dict(result) for result in page])
+        texts = [] if path is None else _results_in_document(whose, path)
+        total, some = len(texts), [json.loads(text) for text in texts[offset : offset + limit]]
+    return ListPage(total, [dict(result) if isinstance(result, Mapping) else {} for result in some])
 
 
 def card_of(whose: Coordinates, item: int, result: Mapping[str, Any]) -> dict[str, Any]:
@@ -265,7 +274,12 @@ def _proven(whose: Coordinates, path: Any, kling_task_id: Any, index: int) -> tu
     _check_path(whose, path)
     try:
         place = Place.at(path)
-        manifest = place.manifest()
+        place.check_plain()
+        manifest = place.manifest(must_be_plain=True)
+    except FileNotFoundError as error:
+        raise NotPlayedError(Reason.GONE) from error
+    except NoPlainFileError as error:
+        raise _refused(path, error) from error
     except Exception as error:
         raise _unavailable(path, error) from error
     if manifest is None:
@@ -292,30 +306,89 @@ def _proven(whose: Coordinates, path: Any, kling_task_id: Any, index: int) -> tu
     return place, manifest
 
 
-def _results_in_document(whose: Coordinates, path: Any) -> list[Any]:
+def _results_in_document(whose: Coordinates, path: Any) -> Sequence[str]:
     """
-    Read the results of a list.
+    Read the results of a list, each as JSON.
 
     :raises NotPlayedError: where they are not there, or not of the Dag.
     """
     _check_path(whose, path)
     try:
         place = Place.at(path)
-        size = place.size()
-        with place.open() as file:
-            content = file.read(MOST_DOCUMENT_BYTES + 1) if size else b""
+        place.check_plain()
+        version = place.version()
+        document = _KEPT.get((path, version))
+        if document is None:
+            with place.open_plain() as file:
+                content = file.read(MOST_DOCUMENT_BYTES + 1)
+            document = _KEPT.parse((path, version), content)
     except FileNotFoundError as error:
         raise NotPlayedError(Reason.GONE) from error
+    except NoPlainFileError as error:
+        raise _refused(path, error) from error
     except Exception as error:
         raise _unavailable(path, error) from error
-    try:
-        document = json.loads(content) if len(content) <= MOST_DOCUMENT_BYTES else None
-    except (ValueError, RecursionError):
-        document = None
-    if not isinstance(document, Mapping) or document.get("dag_id") != whose.dag_id:
+    if document.dag_id != whose.dag_id:
         log.warning("An XCom of %s names %.200r, which holds no results of its Dag: refused.", whose, path)
         raise NotPlayedError(Reason.REFUSED)
-    return _list(document.get("results"))
+    return document.results
+
+
+@dataclass(frozen=True)
+class _Document:
+    """
+    A document with a list's results.
+
+    :param dag_id: whose it is; None where it is no such document.
+    :param results: one JSON text each: parsed they take many times the memory.
+    """
+
+    dag_id: Any = None
+    results: Sequence[str] = ()
+
+    @classmethod
+    def of(cls, content: bytes) -> _Document:
+        try:
+            document = json.loads(content) if len(content) <= MOST_DOCUMENT_BYTES else None
+            if not isinstance(document, Mapping):
+                return cls()
+            return cls(document.get("dag_id"), [json.dumps(each) for each in _list(document.get("results"))])
+        except (ValueError, RecursionError):
+            return cls()
+
+
+class _Documents:
+    """
+    The documents that were read last: a player asks for many parts of a video, and each time it is looked up there.
+
+    They are parsed one at a time, since that holds up all other threads.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[_Version, _Document] = OrderedDict()
+
+    def get(self, version: _Version) -> _Document | None:
+        """Return a document as it was kept."""
+        with self._lock:
+            if version in self._kept:
+                self._kept.move_to_end(version)
+            return self._kept.get(version)
+
+    def parse(self, version: _Version, content: bytes) -> _Document:
+        """Return a document out of what was read."""
+        with self._lock:
+            document = self._kept.get(version)
+            if document is None:
+                document = _Document.of(content)
+                if version[1] is not None:
+                    self._kept[version] = document
+                    while len(self._kept) > _KEPT_DOCUMENTS:
+                        self._kept.popitem(last=False)
+            return document
+
+
+_KEPT = _Documents()
 
 
 def _check_path(whose: Coordinates, path: Any) -> None:
@@ -366,6 +439,11 @@ def _xcom(whose: Coordinates, key: str) -> Any:
 def _unavailable(path: str, error: Exception) -> NotPlayedError:
     log.warning("%.200r cannot be read: %.500s", path, told(error))
     return NotPlayedError(Reason.UNAVAILABLE)
+
+
+def _refused(path: str, error: Exception) -> NotPlayedError:
+    log.warning("%.200r is refused: %.500s", path, told(error))
+    return NotPlayedError(Reason.REFUSED)
 
 
 def _list(value: Any) -> list[Any]:

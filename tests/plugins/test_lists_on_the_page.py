@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -197,6 +198,56 @@ def test_a_document_that_is_too_large_is_not_read(
     path.write_text(json.dumps({"dag_id": waiter.dag_id, "results": [], "more": "x" * 1000}))
     waiter.push("kling_video", {"kind": "list", "results_path": str(path)})
     assert viewer.get(address(waiter, "videos")).json()["reason"] == "refused"
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "link"])
+def test_what_is_no_plain_file_is_not_waited_for(
+    viewer: Viewer, waiter: Waiter, tmp_path: Path, kind: str
+) -> None:
+    path = tmp_path / "list.json"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "link":
+        (tmp_path / "secret.json").write_text(json.dumps({"dag_id": waiter.dag_id, "results": [{}]}))
+        path.symlink_to(tmp_path / "secret.json")
+    else:
+        path = Path("/dev/zero")
+    waiter.push("kling_video", {"kind": "list", "results_path": str(path)})
+    answer = viewer.get(address(waiter, "videos"))
+    assert (answer.status_code, answer.json()["reason"]) == (404, "refused")
+
+
+def test_a_document_is_parsed_once_for_all_parts_of_its_videos_and_again_once_it_changes(
+    viewer: Viewer, waiter: Waiter, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parsed = []
+    parse = stored_videos._Document.of
+    monkeypatch.setattr(
+        stored_videos._Document, "of", lambda content: parsed.append(len(content)) or parse(content)
+    )
+    kept = stored_ones(waiter, place, 3)
+    path = f"{place}/list.results.json"
+    leave(waiter, kept[:2], path)
+
+    for n in (0, 1, 0, 1):
+        for start in range(4):
+            answer = viewer.get(address(waiter, f"files/0?item={n}"), Range=f"bytes={start}-{start}")
+            assert (answer.status_code, answer.content) == (206, b"%d" % n)
+    assert len(parsed) == 1
+
+    leave(waiter, kept, path)
+    assert viewer.get(address(waiter, "videos")).json()["total"] == 3
+    assert viewer.get(address(waiter, "files/0?item=2")).content == b"2" * 9
+    assert len(parsed) == 2
+
+
+def test_only_the_documents_that_were_read_last_are_kept(
+    viewer: Viewer, waiter: Waiter, tmp_path: Path
+) -> None:
+    for n in range(stored_videos._KEPT_DOCUMENTS + 3):
+        leave(waiter, [None], f"{tmp_path}/{n}.json")
+        assert viewer.get(address(waiter, "videos")).json()["total"] == 1
+    assert len(stored_videos._KEPT._kept) == stored_videos._KEPT_DOCUMENTS
 
 
 @pytest.mark.parametrize(

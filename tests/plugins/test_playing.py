@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from airflow_provider_kling.output_path import Coordinates
+from airflow_provider_kling.plugins import stored_videos
+from airflow_provider_kling.storage import Place
 from tests.plugins.conftest import Waiter
 from tests.plugins.viewing import Viewer, address, card, describe, store, whose
 from tests.s3 import S3Server
@@ -403,3 +406,36 @@ def test_a_storage_that_cannot_be_read_is_told_without_its_secrets(
 def test_the_description_alone_does_not_play(viewer: Viewer, waiter: Waiter, tmp_path: Path) -> None:
     waiter.push("kling_video", card(describe(whose(waiter), f"{tmp_path}/film.mp4", size=5)))
     assert viewer.get(address(waiter)).json()["reason"] == "gone"
+
+
+@pytest.mark.parametrize("which", ["film.mp4", "film.mp4.json"])
+def test_a_link_to_another_file_is_not_played(
+    viewer: Viewer, waiter: Waiter, tmp_path: Path, which: str
+) -> None:
+    films = tmp_path / "films"
+    films.mkdir()
+    waiter.push("kling_video", card(store(whose(waiter), f"{films}/film.mp4", FILM)))
+    elsewhere = (films / which).rename(tmp_path / "secret")
+    (films / which).symlink_to(elsewhere)
+
+    answer = viewer.get(address(waiter))
+
+    assert (answer.status_code, answer.json()["reason"]) == (404, "refused")
+
+
+@pytest.mark.parametrize("turns_into", ["link", "pipe"])
+def test_what_becomes_a_link_or_a_pipe_after_it_was_looked_at_is_not_opened(
+    waiter: Waiter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, turns_into: str
+) -> None:
+    path = tmp_path / "film.mp4"
+    waiter.push("kling_video", card(store(whose(waiter), str(path), FILM)))
+    video = stored_videos.find_video(whose(waiter), 0)
+    monkeypatch.setattr(Place, "check_plain", lambda place: None)
+    elsewhere = path.rename(tmp_path / "secret")
+    if turns_into == "link":
+        path.symlink_to(elsewhere)
+    else:
+        os.mkfifo(path)
+
+    with pytest.raises(stored_videos.NotPlayedError):
+        stored_videos.open_video(video)

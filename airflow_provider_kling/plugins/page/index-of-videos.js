@@ -13,11 +13,12 @@ export class IndexOfVideos {
     this.seen = new Set();
     this.offset = 0;
     this.pending = null;
+    this.looking = null;
   }
 
   /** Ask for the next page. What is under way already is not asked for twice. */
   more(urgency = "first") {
-    this.pending ??= this.read(urgency).finally(() => { this.pending = null; });
+    this.pending ??= Promise.allSettled([this.looking]).then(() => this.read(urgency)).finally(() => { this.pending = null; });
     return this.pending;
   }
 
@@ -31,22 +32,32 @@ export class IndexOfVideos {
   }
 
   /** Look for what has come since, and return it, newest first. */
-  async news() {
-    const fresh = [];
-    const before = this.total;
+  news() {
+    // One at a time with more(): what comes between two questions moves the place of all that is behind it.
+    this.looking = this.look(this.pending);
+    return this.looking;
+  }
+
+  async look(before) {
+    await before;
+    if (this.total === null) return [];
+    const come = new Map();
+    const known = this.total;
     let offset = 0;
-    let mayBeMore = true;
-    while (mayBeMore) {
+    let hasMore = true;
+    while (hasMore) {
       const { entries, total } = await listEntries(this.dagId, offset, "first");
       this.note(entries);
-      const taken = this.take(entries);
-      fresh.push(...taken);
+      // What is older than all that was read is no news: more() brings it.
+      const some = entries.filter((entry) => !this.seen.has(keyOf(entry)) && this.reaches(timeOf(entry)));
+      some.forEach((entry) => come.set(keyOf(entry), entry));
       offset += entries.length;
       this.total = total;
       // What is new stands before what is known; among names it can be on any page, and only its number tells of it.
-      const isLikely = this.isByName ? total !== before : taken.length === entries.length;
-      mayBeMore = isLikely && entries.length > 0 && offset < total;
+      const isLikely = this.isByName ? total !== known : some.length > 0;
+      hasMore = isLikely && entries.length > 0 && offset < total;
     }
+    const fresh = this.take([...come.values()]);
     this.offset += fresh.length;
     this.sort();
     return fresh.sort(newestFirst);

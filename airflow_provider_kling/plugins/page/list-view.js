@@ -56,12 +56,12 @@ export class ListView extends CardView {
   }
 
   load() {
-    this.loading = this.read().catch((error) => {
+    this.loading ??= this.read().catch((error) => {
       this.trouble.hidden = false;
       this.trouble.textContent = `Its videos could not be read: ${error.message}`;
       this.more.hidden = false;
       this.more.textContent = "Try again";
-    });
+    }).finally(() => { this.loading = null; });
     return this.loading;
   }
 

@@ -69,7 +69,9 @@ function once(known) {
 }
 
 function lastDays(now) {
-  return Array.from({ length: DAYS }, (_, at) => day(new Date(now - (DAYS - 1 - at) * DAY).toISOString()));
+  // By the calendar: where clocks change, a day of the chosen time zone has 23 or 25 hours.
+  const today = Date.parse(`${day(new Date(now).toISOString())}T12:00:00Z`);
+  return Array.from({ length: DAYS }, (_, at) => new Date(today - (DAYS - 1 - at) * DAY).toISOString().slice(0, 10));
 }
 
 function sum() {

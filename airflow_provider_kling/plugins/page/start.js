@@ -34,8 +34,10 @@ const filters = new Filters(parts.filters, () => {
 const money = new MoneyView(parts.money, () => addUp(Infinity));
 const refresh = new Refresh(async () => {
   if (!wall) return;
-  const fresh = await index.news();
-  wall.addNew(fresh);
+  const asked = index;
+  const fresh = await asked.news();
+  // Meanwhile another Dag may have been chosen, which has an index of its own.
+  if (asked === index) wall?.addNew(fresh);
 });
 parts.reload.addEventListener("click", () => location.reload());
 start();
@@ -91,7 +93,7 @@ function tell() {
   const isWaitingForSome = filters.needsCards && !isOver;
   parts.count.textContent = filters.needsCards
     ? `${words.count(shown + inLists, "video")}${isWaitingForSome ? ` in the newest ${looked.toLocaleString("en-US")}` : ""}`
-    : words.count((isOver ? shown : Math.max(total ?? 0, shown)) + inLists, "video");
+    : howMany(shown, inLists, isOver, total);
   if (isOver && shown === 0) {
     parts.notice.replaceChildren(filters.isEmpty && !everything.total
       ? notices.nothingYet()
@@ -100,6 +102,13 @@ function tell() {
     parts.notice.replaceChildren();
   }
   if (wall.isOver || wall.items.length > 0) beginToAddUp();
+}
+
+function howMany(shown, inLists, isOver, total) {
+  if (isOver) return words.count(shown + inLists, "video");
+  // Airflow counts those of all time only.
+  if (filters.since === 0) return words.count(Math.max(total ?? 0, shown) + inLists, "video");
+  return `${words.count(shown + inLists, "video")} so far`;
 }
 
 async function showAlone(entry) {
@@ -143,7 +152,14 @@ async function findAlone(item) {
   }
   item.node.hidden = true;
   parts.notice.replaceChildren(notices.noSuchVideo(task));
-  if (task) setTimeout(() => alone === item && findAlone(item), 10_000);
+  if (task) lookAgainSoon(item);
+}
+
+function lookAgainSoon(item) {
+  setTimeout(() => {
+    // One answer that fails to come is no reason to look no more.
+    if (alone === item) findAlone(item).catch(() => lookAgainSoon(item));
+  }, 10_000);
 }
 
 // The sums

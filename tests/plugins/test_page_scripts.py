@@ -1,0 +1,176 @@
+"""What the page's scripts reckon without a browser: which videos there are, a list's next ones, days of the sums."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import airflow_provider_kling.plugins
+
+NODE = shutil.which("node")
+PAGE = Path(airflow_provider_kling.plugins.__file__).parent / "page"
+AROUND = """
+globalThis.location = { pathname: "/kling/videos/", search: "", href: "http://localhost/kling/videos/" };
+globalThis.window = {};
+window.parent = window;
+const told = { timezone: "America/New_York" };
+globalThis.localStorage = { getItem: (name) => told[name] ?? null };
+globalThis.sessionStorage = { getItem: () => null, setItem() {} };
+class Node {
+  dataset = {}; style = {}; heard = {}; classList = { add() {}, remove() {}, toggle() {} };
+  append() {} prepend() {} replaceChildren() {} setAttribute() {} removeAttribute() {}
+  addEventListener(name, hear) { this.heard[name] = hear; }
+  querySelector() { return null; }
+  hasAttribute() { return false; }
+}
+globalThis.document = { createElement: () => new Node(), createElementNS: () => new Node(), addEventListener() {} };
+globalThis.IntersectionObserver = class { observe() {} unobserve() {} disconnect() {} };
+"""
+ROWS = """
+let asked = 0;
+let rows = [];
+let inOrder = (one, other) => Date.parse(other.timestamp) - Date.parse(one.timestamp);
+const BEGIN = Date.parse("2026-05-01T00:00:00Z");
+function come(many, name, hours) {
+  for (let n = 0; n < many; n += 1) {
+    rows.push({ dag_id: "d", run_id: name + String(n).padStart(4, "0"), task_id: "t", map_index: -1,
+      timestamp: new Date(BEGIN + hours * 3600e3 + n * 1000).toISOString() });
+  }
+}
+globalThis.fetch = async (address) => {
+  asked += 1;
+  const query = new URL(address, "http://localhost").searchParams;
+  const [offset, limit] = [Number(query.get("offset")), Number(query.get("limit"))];
+  const told = [...rows].sort(inOrder);
+  const answer = { xcom_entries: told.slice(offset, offset + limit), total_entries: told.length };
+  return { ok: true, json: async () => answer };
+};
+const { IndexOfVideos } = await import("./index-of-videos.js");
+const index = new IndexOfVideos(null);
+"""
+
+pytestmark = pytest.mark.skipif(NODE is None, reason="there is no Node.js here")
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Callable[[str], Any]:
+    """Return a function that runs a script beside those of the page, and returns what it says as JSON."""
+    for script in PAGE.glob("*.js"):
+        shutil.copy(script, tmp_path)
+    (tmp_path / "package.json").write_text('{"type": "module"}')
+
+    def run(script: str) -> Any:
+        (tmp_path / "run.js").write_text(AROUND + script)
+        done = subprocess.run(
+            [str(NODE), "run.js"], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    return run
+
+
+@pytest.mark.parametrize("before", [20, 250])
+def test_more_videos_than_a_page_come_between_two_looks(run: Callable[[str], Any], before: int) -> None:
+    told = run(
+        ROWS
+        + f"""
+        come({before}, "old", 0);
+        await index.more();
+        const shown = index.entries.map((entry) => entry.run_id);
+        come(300, "new", 24);
+        const fresh = (await index.news()).map((entry) => entry.run_id);
+        const again = await index.news();
+        while (!index.isWhole) await index.more();
+        console.log(JSON.stringify({{ shown, fresh, again, all: index.entries.map((entry) => entry.run_id) }}));
+        """
+    )
+    assert told["fresh"] == [f"new{n:04}" for n in reversed(range(300))]
+    assert told["again"] == []
+    assert told["all"] == told["fresh"] + [f"old{n:04}" for n in reversed(range(before))]
+    assert told["shown"] == told["all"][300:400]
+
+
+def test_one_new_video_of_thousands_is_found_without_reading_them_all(run: Callable[[str], Any]) -> None:
+    told = run(
+        ROWS
+        + """
+        come(5000, "old", 0);
+        await index.more();
+        come(1, "new", 24);
+        asked = 0;
+        const fresh = await index.news();
+        console.log(JSON.stringify({ fresh: fresh.map((entry) => entry.run_id), asked }));
+        """
+    )
+    assert told["fresh"] == ["new0000"]
+    assert told["asked"] <= 2
+
+
+def test_new_videos_are_found_where_airflow_tells_them_in_the_order_of_names(
+    run: Callable[[str], Any],
+) -> None:
+    told = run(
+        ROWS
+        + """
+        inOrder = (one, other) => (one.run_id < other.run_id ? -1 : 1);
+        come(250, "a", 0);
+        await index.more();
+        come(3, "z", 24);
+        console.log(JSON.stringify((await index.news()).map((entry) => entry.run_id)));
+        """
+    )
+    assert told == ["z0002", "z0001", "z0000"]
+
+
+def test_two_clicks_for_more_of_a_list_bring_each_video_once(run: Callable[[str], Any]) -> None:
+    told = run(
+        """
+        globalThis.fetch = async (address) => {
+          const query = new URL(address, "http://localhost").searchParams;
+          const [offset, limit] = [Number(query.get("offset")), Number(query.get("limit"))];
+          const count = Math.max(0, Math.min(limit, 50 - offset));
+          const one = (_, n) => ({ kind: "video", item: offset + n, state: "failed" });
+          const videos = Array.from({ length: count }, one);
+          return { ok: true, json: async () => ({ total: 50, offset, limit, videos }) };
+        };
+        const { ListView } = await import("./list-view.js");
+        const { cardOf } = await import("./card.js");
+        const list = new ListView({ dag_id: "d", run_id: "r", task_id: "t", map_index: -1 });
+        list.show(cardOf({ kind: "list", state: "completed", total: 50, completed: 50 }));
+        await list.loading;
+        while (!list.more.hidden) {
+          list.more.heard.click();
+          list.more.heard.click();
+          await list.loading;
+        }
+        console.log(JSON.stringify(list.views.map((view) => view.card.item)));
+        """
+    )
+    assert told == list(range(50))
+
+
+@pytest.mark.parametrize("now", ["2026-03-20T04:30:00Z", "2026-03-20T03:30:00Z", "2026-11-10T04:30:00Z"])
+def test_the_sums_have_each_of_thirty_days_where_clocks_change(run: Callable[[str], Any], now: str) -> None:
+    told = run(
+        f"""
+        const {{ add }} = await import("./money.js");
+        console.log(JSON.stringify(add([], Date.parse("{now}")).byDay.map((day) => day.name)));
+        """
+    )
+    assert len(set(told)) == 30
+    assert (
+        told[-1]
+        == {
+            "2026-03-20T04:30:00Z": "2026-03-20",
+            "2026-03-20T03:30:00Z": "2026-03-19",
+            "2026-11-10T04:30:00Z": "2026-11-09",
+        }[now]
+    )
+    assert ("2026-03-08" in told) == now.startswith("2026-03")
