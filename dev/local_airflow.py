@@ -212,11 +212,13 @@ class LocalAirflow:
         log = self.component_log(name)
         return f"{what}. The end of {log}:\n\n{self.components[name].tail()}"
 
-    def trigger(self, dag_id: str, conf: Mapping[str, Any] | None = None) -> str:
+    def trigger(
+        self, dag_id: str, conf: Mapping[str, Any] | None = None, *, run_id: str | None = None
+    ) -> str:
         """Wait until a Dag has been read, unpause it, start a run of it, and return the run's id."""
         self.api.wait_for_dag(dag_id)
         self.api.unpause(dag_id)
-        return self.api.trigger(dag_id, conf)
+        return self.api.trigger(dag_id, conf, run_id=run_id)
 
     def wait_for_run(self, dag_id: str, run_id: str, timeout: float = 300) -> str:
         """Wait until a run is over (at most ``timeout`` seconds) and return its state, ``success`` or ``failed``."""

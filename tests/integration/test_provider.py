@@ -246,8 +246,10 @@ def test_a_worker_killed_while_it_submits_a_list_leaves_nothing_to_be_paid_twice
 def test_a_failed_video_is_asked_for_again_and_paid_once(
     airflow: LocalAirflow, service: KlingEmulator
 ) -> None:
-    service.inject("fail", fail_code="UPSTREAM_FAILED")
-    run_id = airflow.trigger("kling_on_the_worker")
+    # The prompt is the run's id: what else runs meanwhile is left alone.
+    run_id = f"fails_{time.time_ns()}"
+    service.inject("fail", fail_code="UPSTREAM_FAILED", prompt=run_id)
+    airflow.trigger("kling_on_the_worker", run_id=run_id)
     assert airflow.wait_for_run("kling_on_the_worker", run_id) == "success", airflow.why_run_failed(
         "kling_on_the_worker", run_id
     )
@@ -256,8 +258,9 @@ def test_a_failed_video_is_asked_for_again_and_paid_once(
 
 
 def test_refused_content_ends_the_task_without_retries(airflow: LocalAirflow, service: KlingEmulator) -> None:
-    service.inject("fail", fail_code="CONTENT_MODERATION", message="no, thank you")
-    run_id = airflow.trigger("kling_deferred")
+    run_id = f"refused_{time.time_ns()}"
+    service.inject("fail", fail_code="CONTENT_MODERATION", message="no, thank you", prompt=run_id)
+    airflow.trigger("kling_deferred", run_id=run_id)
     assert airflow.wait_for_run("kling_deferred", run_id) == "failed"
     assert len(service.ledger.creates(run_id)) == 1
     assert "no, thank you" in airflow.api.task_log("kling_deferred", run_id, "make")

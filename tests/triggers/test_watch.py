@@ -321,8 +321,10 @@ def test_nobody_starves_and_the_rate_holds(
             intervals[0] * (1 + JITTER) + latencies[0] + SLACK + SLOT, (len(intervals) + 1) / per_second
         )
         assert min(len(times) for times in asked.values()) >= seconds // fair - 2
-    for stretch in (1.0, 10.0):
-        assert most_within(service.times, stretch) <= per_second * (stretch + module.CREDIT) + 1
+    # At the first moment the connection may not have been looked up, so its rate is not known; it is made up for.
+    after_the_first = [at for at in service.times if at > min(service.times)]
+    for times, stretch in ((after_the_first, 1.0), (service.times, 10.0)):
+        assert most_within(times, stretch) <= per_second * (stretch + module.CREDIT) + 1
 
 
 def test_the_configuration_sets_the_rate_and_the_connection_beats_it(

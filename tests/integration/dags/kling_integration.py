@@ -13,16 +13,18 @@ from airflow_provider_kling.retry_policy import KlingRetryPolicy
 from airflow_provider_kling.sensors.kling import KlingVideoSensor
 
 MARK = "{{ run_id }}"
+# Each waits ten seconds in the triggerer: a task that comes back sooner can be failed by Airflow, whose scheduler may
+# not have heard yet that its first worker ended.
 RETRIES = {"retries": 3, "retry_delay": timedelta(seconds=1)}
 
 with DAG("kling_deferred", schedule=None, default_args=RETRIES):
     KlingGenerateVideoOperator(
-        task_id="make", prompt=MARK, deferrable=True, poll_interval=2, retry_policy=KlingRetryPolicy()
+        task_id="make", prompt=MARK, deferrable=True, poll_interval=10, retry_policy=KlingRetryPolicy()
     )
 
 with DAG("kling_stored_connection", schedule=None, default_args=RETRIES):
     KlingGenerateVideoOperator(
-        task_id="make", prompt=MARK, kling_conn_id="kling_stored", deferrable=True, poll_interval=2
+        task_id="make", prompt=MARK, kling_conn_id="kling_stored", deferrable=True, poll_interval=10
     )
 
 with DAG("kling_on_the_worker", schedule=None, default_args=RETRIES):
