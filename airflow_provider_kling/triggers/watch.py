@@ -97,7 +97,7 @@ class Pace:
         :param under_way: queries that were made at the old rate and have no answer yet.
         """
         self.limit = limit
-        self.free_at = max(self.free_at, now + under_way / self.rate(now))
+        self.free_at = max(self.free_at, now - CREDIT + under_way / self.rate(now))
 
     def count(self, now: float) -> None:
         """Take note of a query that is made now."""
@@ -253,8 +253,8 @@ class Watch:
         heapq.heapify(self._deadlines)
 
     def _set_timer(self) -> None:
-        if len(self._queries) >= MAX_CONNECTIONS:
-            return  # the next that ends sets it
+        if not self._room():
+            return  # the next that ends sets it, or the look-up
         while self._due and self._due[0][2].at != self._due[0][0]:
             heapq.heappop(self._due)
         while self._deadlines and self._deadlines[0][2].is_over:
@@ -279,7 +279,7 @@ class Watch:
     def _start_those_due(self) -> None:
         self._timer = None
         now = time.time()
-        for _ in range(min(STARTS_A_TICK, MAX_CONNECTIONS - len(self._queries))):
+        for _ in range(min(STARTS_A_TICK, self._room())):
             turn = self._next_last(now) or self._next_due(now)
             if turn is None:
                 break
@@ -287,6 +287,11 @@ class Watch:
             turn.query = self._loop.create_task(self._take(turn), context=turn.context)
             self._queries.add(turn.query)
         self._set_timer()
+
+    def _room(self) -> int:
+        # The connection may set the rate: until it has been looked up, one query stands for all.
+        rate_is_known = self._session is not None or self._lookup_error is not None
+        return max(0, (MAX_CONNECTIONS if rate_is_known else 1) - len(self._queries))
 
     def _next_last(self, now: float) -> _Turn | None:
         while self._deadlines and self._deadlines[0][0] <= now:
@@ -389,6 +394,7 @@ class Watch:
                         f"Connection {self.conn_id!r} has changed: its videos are asked for with what it says now."
                     )
                 await outdated.retire()
+            self._set_timer()
         return session
 
     async def _renewed(self, session: _Session) -> _Session | None:
