@@ -33,7 +33,7 @@ with DAG(
     catchup=False,
     params={"folder": f"{tempfile.gettempdir()}/kling-studio"},
     tags=["kling", "example"],
-    default_args={"retry_delay": timedelta(minutes=5)},
+    default_args={"retries": 2, "retry_delay": timedelta(minutes=5)},
     doc_md=__doc__,
 ) as dag:
 

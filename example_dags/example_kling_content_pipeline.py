@@ -1,7 +1,8 @@
 """
 A content pipeline: every morning a list of ideas becomes videos, and a summary says what was made.
 
-Each idea is a mapped task of its own. ``max_active_tis_per_dag`` bounds how many are with the service at a time.
+Each idea is a mapped task of its own. ``max_active_tis_per_dag`` bounds how many are with the service at a time (from
+Airflow 3.2 on; before that take a pool with *Include deferred*).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ with DAG(
     start_date=datetime(2026, 1, 1, tzinfo=UTC),
     catchup=False,
     tags=["kling", "example"],
-    default_args={"retry_delay": timedelta(minutes=5)},
+    default_args={"retries": 2, "retry_delay": timedelta(minutes=5)},
     doc_md=__doc__,
 ) as dag:
 
