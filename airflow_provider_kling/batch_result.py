@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_provider_kling import metrics
 from airflow_provider_kling.api.errors import KlingError, Paid
+from airflow_provider_kling.result import MOST_LINK_CHARACTERS, error_text
 
 if TYPE_CHECKING:
     from airflow_provider_kling.output_path import Coordinates
@@ -21,7 +22,6 @@ MOST_IN_TABLE = 100
 MOST_NAMED = 10
 """Videos that an error names one by one."""
 MOST_ERROR_CHARACTERS = 400
-MOST_LINK_CHARACTERS = 2000
 
 
 class FailOn(StrEnum):
@@ -91,12 +91,11 @@ def failed(
 
     :param paid: what it means for the bill.
     """
-    text = " ".join(str(error).split())
     told = {
         "outcome": _BY_BILL[paid].value,
         "task_id": error.task_id or kling_task_id,
         "reason": metrics.reason_of(error),
-        "error": text if len(text) <= MOST_ERROR_CHARACTERS else text[: MOST_ERROR_CHARACTERS - 1] + "…",
+        "error": error_text(error, most_characters=MOST_ERROR_CHARACTERS),
         "estimated_cost_usd": None if paid is Paid.NO else estimated_cost_usd,
         "retryable": error.retryable,
     }

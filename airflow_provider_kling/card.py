@@ -8,7 +8,6 @@ request and its cost, which a task that goes on in another process and the recei
 from __future__ import annotations
 
 import posixpath
-import re
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from airflow_provider_kling import metrics
 from airflow_provider_kling.api.errors import KlingError, Paid
 from airflow_provider_kling.exceptions import going_on
-from airflow_provider_kling.result import address_without_secrets, without_secrets
+from airflow_provider_kling.result import MOST_LINK_CHARACTERS, error_text, without_secrets
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -32,11 +31,9 @@ SCHEMA = 1
 RESULT_KEPT = timedelta(days=7)
 """How long the service keeps a result, by its own page."""
 MOST_ERROR_CHARACTERS = 600
-MOST_LINK_CHARACTERS = 2000
 MOST_FILES = 20
 """Files of one Kling task that a card names. The service makes one, as far as was seen."""
 
-_ADDRESS = re.compile(r"""(https?://\S*?)(['")\]}>,.;:]*(?:\s|$))""", re.IGNORECASE)
 _OF_A_FILE = (
     "path",
     "size_bytes",
@@ -215,17 +212,11 @@ def why(error: BaseException, *, is_bought: bool) -> dict[str, Any]:
         state = CardState.UNRESOLVED if is_bought else CardState.FAILED
         text = f"{type(error).__name__}. The task's log tells more."
         return {"state": state.value, "reason": "other", "error": text}
-    text = " ".join(_ADDRESS.sub(_without_secrets, str(error)).split())
-    if len(text) > MOST_ERROR_CHARACTERS:
-        text = text[: MOST_ERROR_CHARACTERS - 1] + "…"
-    return {"state": _BY_BILL[error.paid].value, "reason": metrics.reason_of(error), "error": text}
-
-
-def _without_secrets(found: re.Match[str]) -> str:
-    address = address_without_secrets(found[1])
-    # A value that was cut short may end within a password, before the @ that would tell.
-    host = address.split("/", 3)[2]
-    return f"{address.replace(host, '…', 1) if '…' in host else address}{found[2]}"
+    return {
+        "state": _BY_BILL[error.paid].value,
+        "reason": metrics.reason_of(error),
+        "error": error_text(error, most_characters=MOST_ERROR_CHARACTERS),
+    }
 
 
 def file_on_card(file: Mapping[str, Any]) -> dict[str, Any]:

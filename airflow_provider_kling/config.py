@@ -45,6 +45,15 @@ def max_failed_queries() -> int:
     return number
 
 
+def bearable_failures(log: TaskLog) -> int:
+    """Return :func:`max_failed_queries` for a trigger, whose videos are paid for: a wrong setting must not end it."""
+    try:
+        return max_failed_queries()
+    except AirflowConfigException as error:
+        log.log(logging.ERROR, "%s; going on with %d.", error, MAX_FAILURES)
+        return MAX_FAILURES
+
+
 def max_queries_per_second() -> float:
     """
     Return how many queries a second one triggerer makes with one connection, at the most.
@@ -55,15 +64,6 @@ def max_queries_per_second() -> float:
     if not 0 < rate < math.inf:
         raise AirflowConfigException(f"[{SECTION}] max_queries_per_second must be above 0; it is {rate:g}")
     return rate
-
-
-def bearable_failures(log: TaskLog) -> int:
-    """Return the same for a trigger, which a wrong setting must not keep from videos that are paid for."""
-    try:
-        return max_failed_queries()
-    except AirflowConfigException as error:
-        log.log(logging.ERROR, "%s; going on with %d.", error, MAX_FAILURES)
-        return MAX_FAILURES
 
 
 def ledger_path() -> str | None:

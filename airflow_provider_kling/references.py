@@ -10,7 +10,6 @@ import hashlib
 import io
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
-from urllib.parse import urlsplit
 
 from airflow_provider_kling.api.errors import InvalidRequestError, KlingError
 from airflow_provider_kling.api.media import (
@@ -27,6 +26,7 @@ from airflow_provider_kling.api.media import (
 from airflow_provider_kling.api.reachability import why_unreachable
 from airflow_provider_kling.api.request import Fault
 from airflow_provider_kling.hooks.upload import BLOCK_BYTES, UnusableFileError, open_file
+from airflow_provider_kling.result import address_without_secrets
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -202,7 +202,7 @@ class References:
             if why:
                 yield Fault(
                     field,
-                    _without_secrets(url),
+                    address_without_secrets(url),
                     f"the service fetches it over the internet, and {why}; give the file's path to have it uploaded",
                 )
 
@@ -225,12 +225,6 @@ def _fault(local: LocalReference, error: UnusableFileError | UnreadableMediumErr
     if isinstance(error, UnusableFileError):
         return Fault(local.field, local.reference, f"the file{error.what.removeprefix(local.reference)}")
     return Fault(local.field, local.reference, str(error))
-
-
-def _without_secrets(url: str) -> str:
-    """Leave out what may be a password or a signature."""
-    parts = urlsplit(url)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
 
 
 def _sha256(file: BinaryIO, kind: Literal["image", "video"]) -> str:

@@ -15,13 +15,17 @@ from airflow_provider_kling.budget import CURRENCY
 if TYPE_CHECKING:
     import pendulum
 
+    from airflow_provider_kling.api.errors import KlingError
     from airflow_provider_kling.api.task import RecordedCost
     from airflow_provider_kling.storage import StoredFile
 
+MOST_LINK_CHARACTERS = 2000
+"""Longest link of the service that is kept in XCom."""
 _LONGEST_TEXT = 4096
 """Characters from which a text in the request is a file in Base64, too large for XCom."""
 _LEFT_OUT = "<a file in Base64"
 _PROMPT_IN_LOG = 120
+_ADDRESS = re.compile(r"""(https?://\S*?)(['")\]}>,.;:]*(?:\s|$))""", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -141,6 +145,19 @@ def address_without_secrets(address: str) -> str:
     scheme, _, rest = address.partition("://")
     netloc, slash, path = re.split(r"[?#]", rest, maxsplit=1)[0].partition("/")
     return f"{scheme}://{netloc.rpartition('@')[2]}{slash}{path}"
+
+
+def error_text(error: KlingError, *, most_characters: int) -> str:
+    """Return an error's text on one line, its addresses without what may give access, cut where it is too long."""
+    text = " ".join(_ADDRESS.sub(_found_without_secrets, str(error)).split())
+    return text if len(text) <= most_characters else text[: most_characters - 1] + "…"
+
+
+def _found_without_secrets(found: re.Match[str]) -> str:
+    address = address_without_secrets(found[1])
+    # A value that was cut short may end within a password, before the @ that would tell.
+    host = address.split("/", 3)[2]
+    return f"{address.replace(host, '…', 1) if '…' in host else address}{found[2]}"
 
 
 def dry_result(asked: Asked) -> dict[str, Any]:

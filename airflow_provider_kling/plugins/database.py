@@ -1,7 +1,8 @@
-"""Airflow's metadata database as the receiver uses it. All of it blocks, so it runs in threads."""
+"""Airflow's metadata database as the plugin uses it. All of it blocks, so it runs in threads."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
     from airflow_provider_kling.ledger import SubmissionKey
+    from airflow_provider_kling.output_path import Coordinates
 
 
 @contextmanager
@@ -79,10 +81,18 @@ def lock(session: Session, *conditions: Any) -> bool:
     return bool(locked.rowcount == 1)
 
 
-def xcom(session: Session, key: SubmissionKey, name: str) -> Any:
-    """Return an XCom of a task instance, None where there is none."""
-    row = session.scalar(_xcom_row(key, name))
-    return None if row is None else XComModel.deserialize_value(row)
+def xcom(session: Session, whose: SubmissionKey | Coordinates, name: str) -> Any:
+    """
+    Return an XCom of a task instance as the plain JSON that our tasks write; None where there is none.
+
+    Nothing that somebody else wrote there becomes an object here. A text that is no JSON is returned as it is.
+    """
+    row = session.scalar(_xcom_row(whose, name))
+    value = None if row is None else row.value
+    try:
+        return json.loads(value) if isinstance(value, str) else value
+    except (ValueError, RecursionError):
+        return value
 
 
 def put_xcom(session: Session, key: SubmissionKey, name: str, value: Any) -> None:
@@ -99,11 +109,11 @@ def put_xcom(session: Session, key: SubmissionKey, name: str, value: Any) -> Non
     session.flush()
 
 
-def _xcom_row(key: SubmissionKey, name: str) -> Any:
+def _xcom_row(whose: SubmissionKey | Coordinates, name: str) -> Any:
     return select(XComModel).where(
-        XComModel.dag_id == key.dag_id,
-        XComModel.run_id == key.run_id,
-        XComModel.task_id == key.task_id,
-        XComModel.map_index == key.map_index,
+        XComModel.dag_id == whose.dag_id,
+        XComModel.run_id == whose.run_id,
+        XComModel.task_id == whose.task_id,
+        XComModel.map_index == whose.map_index,
         XComModel.key == name,
     )

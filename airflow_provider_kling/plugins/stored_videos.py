@@ -17,14 +17,11 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from airflow.models.xcom import XComModel
-from airflow.utils.session import create_session
-from sqlalchemy import select
-from sqlalchemy.exc import SQLAlchemyError
-
 from airflow_provider_kling.batch_result import Ended
 from airflow_provider_kling.card import SCHEMA, XCOM_VIDEO, expires_at, file_on_card
 from airflow_provider_kling.output_path import Coordinates, check_output_path
+from airflow_provider_kling.plugins.accounts import UnavailableError
+from airflow_provider_kling.plugins.database import asking, xcom
 from airflow_provider_kling.storage import NoPlainFileError, Place, told
 
 if TYPE_CHECKING:
@@ -415,25 +412,11 @@ def _card(whose: Coordinates) -> Mapping[str, Any]:
 
 def _xcom(whose: Coordinates, key: str) -> Any:
     try:
-        with create_session() as session:
-            value = session.scalar(
-                select(XComModel.value).where(
-                    XComModel.dag_id == whose.dag_id,
-                    XComModel.run_id == whose.run_id,
-                    XComModel.task_id == whose.task_id,
-                    XComModel.map_index == whose.map_index,
-                    XComModel.key == key,
-                )
-            )
-    except (SQLAlchemyError, OSError) as error:
-        # Its text may hold a statement's parameters.
-        log.warning("The metadata database cannot be asked: %s", type(error).__name__)
+        with asking() as session:
+            return xcom(session, whose, key)
+    except UnavailableError as error:
+        log.warning("What the page needs cannot be asked for: %s", error)
         raise NotPlayedError(Reason.UNAVAILABLE) from error
-    try:
-        # As plain JSON, which is what our tasks write: nothing that somebody wrote there becomes an object here.
-        return json.loads(value) if isinstance(value, str) else value
-    except (ValueError, RecursionError):
-        return None
 
 
 def _unavailable(path: str, error: Exception) -> NotPlayedError:

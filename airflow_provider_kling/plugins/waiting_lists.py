@@ -52,7 +52,7 @@ class Noted:
     is_resumed: bool
 
 
-def stand(session: Session, ti: Any, key: SubmissionKey, token: CallbackToken, kling_task_id: str) -> Found:
+def stand(session: Session, ti: Any, key: SubmissionKey, kling_task_id: str) -> Found:
     """Find how a list stands to one of its videos, by what the database has of it without its ledger."""
     if ti.state in OVER:
         return Found(Standing.NEEDS_NOTHING, f"its task is {ti.state}", key, ti.id)

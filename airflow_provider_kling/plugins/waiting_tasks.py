@@ -22,6 +22,7 @@ from sqlalchemy.orm import lazyload
 
 from airflow_provider_kling.assets import told_of
 from airflow_provider_kling.callbacks import XCOM_CALLBACK, CallbackToken, submission_name
+from airflow_provider_kling.card import XCOM_VIDEO
 from airflow_provider_kling.ledger import LedgerError, Record, RecordState, SubmissionKey
 from airflow_provider_kling.plugins import waiting_lists
 from airflow_provider_kling.plugins.accounts import UnavailableError
@@ -47,7 +48,6 @@ A scheduler that learns of the deferral only after the task was queued again tak
 """
 CLOCK_SKEW = 120.0
 """Seconds by which the service's clock may be behind ours."""
-_XCOM_VIDEO = "kling_video"
 _PARTITION = ("partition_key", "partition_date")
 
 
@@ -88,7 +88,7 @@ def _find(session: Session, token: CallbackToken, kling_task_id: str) -> Found:
     if ti.state == TaskInstanceState.DEFERRED:
         return _of_deferred(session, ti, key, token, kling_task_id)
     if token.is_listed:
-        return waiting_lists.stand(session, ti, key, token, kling_task_id)
+        return waiting_lists.stand(session, ti, key, kling_task_id)
     if ti.state == TaskInstanceState.SUCCESS:
         left = xcom(session, key, XCOM_CALLBACK)
         if left is not None and not isinstance(left, Mapping):
@@ -214,7 +214,7 @@ def tell_assets(found: Found, task: VideoTask) -> int | None:
         if not lock(session, TaskInstance.id == found.ti_id, TaskInstance.state == TaskInstanceState.SUCCESS):
             return None
         left = xcom(session, key, XCOM_CALLBACK)
-        asked = Asked.from_dict(xcom(session, key, _XCOM_VIDEO))
+        asked = Asked.from_dict(xcom(session, key, XCOM_VIDEO))
         told = told_of(video_result(task, asked)) | {"files": []}
         if _was_told(session, key, task.task_id):
             return None

@@ -11,11 +11,13 @@ from airflow_provider_kling.callbacks import PATH, CallbackToken
 from airflow_provider_kling.emulator import KlingEmulator
 from dev.airflow_api import ApiError
 from dev.local_airflow import COMPONENTS, LocalAirflow
-from dev.processes import LOOPBACK, free_port
+from dev.processes import LOOPBACK
 from tests.cluster.stack import Postgres
 from tests.integration.conftest import DAGS
-from tests.integration.test_callbacks import POLL_INTERVAL, Proxy, answers, body, log_lines
+from tests.integration.test_callbacks import POLL_INTERVAL, Proxy, answers, body, log_lines, proxy
 from tests.integration.test_provider import wait_until
+
+__all__ = ["proxy"]
 
 DAG_IDS = ("kling_called_back", "kling_called_back_list")
 
@@ -24,14 +26,6 @@ DAG_IDS = ("kling_called_back", "kling_called_back_list")
 def service() -> Iterator[KlingEmulator]:
     with KlingEmulator(latency="never", callback_redelivery_interval=5) as emulator:
         yield emulator
-
-
-@pytest.fixture(scope="module")
-def proxy() -> Iterator[Proxy]:
-    proxy = Proxy([free_port(), free_port()])
-    proxy.start()
-    yield proxy
-    proxy.stop()
 
 
 @pytest.fixture(scope="module")
