@@ -45,7 +45,7 @@ chaos-short:  ## the same on one machine without PostgreSQL and Redis, in minute
 chaos-control:  ## the same without a ledger: has to pay twice, or the judge sees nothing
 	@dev/python -m dev.environments --run tests.cluster.run --short --without-ledger
 
-bench:  ## measure it beside other providers, about ten minutes on a quiet machine (ONLY="queries imports")
+bench:  ## measure it beside other providers, about half an hour on a quiet machine (ONLY="queries imports")
 	@dev/python -m dev.environments benchmarks --run benchmarks.run $(ONLY)
 
 bench-readme:  ## write the tables of the last benchmarks into benchmarks/README.md

@@ -17,7 +17,7 @@ from airflow_provider_kling.callbacks import PATH, XCOM_OVER, CallbackToken
 from airflow_provider_kling.emulator import KlingEmulator
 from airflow_provider_kling.operators.batch import KlingGenerateVideoBatchOperator
 from tests.conftest import AIRFLOW
-from tests.task_runs import TaskInstance, TaskRun, fire, run_task
+from tests.task_runs import TaskInstance, TaskRun, run_task
 
 BASE_URL = "http://127.0.0.1:9/af"
 needs_callbacks = pytest.mark.skipif(AIRFLOW < (3, 1), reason="callbacks need Airflow 3.1")
@@ -312,20 +312,3 @@ def test_a_lost_request_is_worth_a_retry_since_its_callback_can_bring_it_home(
     error = attempt().error
     assert getattr(error, "retryable", False), f"Airflow has to retry it: {error!r}"
     assert "callback" in str(error)
-
-
-@needs_callbacks
-@pytest.mark.kling_emulator(latency="never")
-def test_a_video_that_waits_through_many_waves_is_asked_for_all_the_same(
-    kling_emulator: KlingEmulator,
-) -> None:
-    """Each deferral is shorter than the interval; what counts is the time since its submit."""
-    trigger = deferral_of(requests=["a tide"]).trigger
-    trigger.callback_poll_interval = 100.0
-    # Less than the shortest that chance makes of the interval: whose time is past waits for the next.
-    trigger.videos[0][2] = time.time() - 89
-    [task] = kling_emulator.ledger.tasks()
-    kling_emulator.complete(task.task_id)
-    began = time.monotonic()
-    assert fire(trigger)["over"] == {task.task_id: "completed"}
-    assert time.monotonic() - began < 80, "it was asked for one interval after this deferral began"

@@ -13,7 +13,10 @@ from airflow_provider_kling.api.request import VideoRequest
 from airflow_provider_kling.emulator import KlingEmulator
 from airflow_provider_kling.hooks.kling import KlingHook
 from airflow_provider_kling.triggers.batch import KlingVideosTrigger
+from tests.hooks.conftest import Connect
+from tests.hooks.loopback import task_answer
 from tests.task_runs import fire
+from tests.triggers.virtual_time import Service, in_no_time
 
 pytestmark = pytest.mark.kling_emulator(latency="never")
 
@@ -123,3 +126,22 @@ def test_hundreds_of_videos_keep_its_arguments_small() -> None:
     submissions = [f"{index:012}" for index in range(500)]
     _, arguments = trigger(ids, submissions=submissions, callback_poll_interval=300.0).serialize()
     assert len(json.dumps(arguments)) < 64_000
+
+
+def test_a_video_that_waits_through_many_waves_is_asked_for_all_the_same(
+    service: Service, connect: Connect
+) -> None:
+    """Each wait is shorter than the interval; what counts is the time since the video's submit."""
+    connect()
+    service.answer = lambda asked: task_answer("completed", "https://r2.example/v.mp4", task_id=asked.task_id)
+
+    async def story() -> Any:
+        submitted_at = time.time() - 89  # less than the shortest that chance makes of the interval
+        videos = [["kling-1", submitted_at + 3600, submitted_at]]
+        waits = trigger(["kling-1"], videos=videos, submissions=["s"], callback_poll_interval=100.0)
+        return [event.payload async for event in waits.run()]
+
+    [event] = in_no_time(story)
+    assert event["over"] == {"kling-1": "completed"}
+    [asked_at] = service.times
+    assert 0 < asked_at < 22, "it was asked for one interval after this wait began"
