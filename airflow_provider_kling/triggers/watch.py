@@ -24,6 +24,7 @@ import math
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
@@ -286,6 +287,8 @@ class Watch:
             turn.at = None
             turn.query = self._loop.create_task(self._take(turn), context=turn.context)
             self._queries.add(turn.query)
+            # Not in the query itself: one that is cancelled before its first step never runs.
+            turn.query.add_done_callback(partial(self._query_ended, turn))
         self._set_timer()
 
     def _room(self) -> int:
@@ -321,11 +324,12 @@ class Watch:
         except Exception as error:  # noqa: BLE001 - whoever waits shall not wait forever
             if not turn.over.done():
                 turn.over.set_exception(error)
-        finally:
-            if turn.query is not None:
-                self._queries.discard(turn.query)
+
+    def _query_ended(self, turn: _Turn, query: asyncio.Task[None]) -> None:
+        if turn.query is query:
             turn.query = None
-            self._set_timer()
+        self._queries.discard(query)
+        self._set_timer()
 
     # One query
 

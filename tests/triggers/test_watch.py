@@ -27,6 +27,7 @@ from airflow_provider_kling.triggers.watch import (
     RENEWAL_INTERVAL,
     SLOT,
     STARTS_A_TICK,
+    TICK,
     Pace,
     watching,
 )
@@ -652,6 +653,31 @@ def test_whoever_is_cancelled_takes_nobody_along(service: Service, rate: Any) ->
     assert in_no_time(story) == [
         Outcome.COMPLETED if number % 10 else (f"number {number // 10}",) for number in range(100)
     ]
+
+
+def test_whoever_is_cancelled_in_the_moment_of_its_query_leaves_its_place_to_others(
+    service: Service, rate: Any
+) -> None:
+    """A query that is cancelled before its first step never begins."""
+    rate(20)
+    service.answer = lambda asked: task_answer("completed", LINK, task_id=asked.task_id)
+
+    async def story() -> Over:
+        async with watching("kling_default") as watch:
+
+            def wait(task_id: str) -> asyncio.Task[Over]:
+                now = time.time()
+                waiting = Waiting(task_id, deadline=now + 3600, poll_interval=10, started=now)
+                return asyncio.create_task(watch.until_over(waiting, log=LOG, ask_now=True))
+
+            asyncio.get_running_loop().call_later(TICK, lambda: gone.cancel())
+            gone, other = wait("task-0"), wait("task-1")
+            over = await asyncio.wait_for(other, 60)
+            assert gone.cancelled()
+            return over
+
+    assert in_no_time(story).outcome is Outcome.COMPLETED
+    assert service.times_of("task-0") == []
 
 
 def test_the_first_query_of_a_video_that_nobody_asked_for_yet_is_made_at_once(
