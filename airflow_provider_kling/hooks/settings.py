@@ -7,11 +7,11 @@ import os
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 
+import airflow
 from airflow.providers.common.compat.sdk import AirflowNotFoundException, mask_secret
 
 import airflow_provider_kling
@@ -275,4 +275,4 @@ def _is_proxy(value: Any) -> bool:
 
 def user_agent() -> str:
     """Return the User-Agent of every call, with the versions of this package and of Airflow."""
-    return f"airflow-provider-kling/{airflow_provider_kling.__version__} apache-airflow/{version('apache-airflow')}"
+    return f"airflow-provider-kling/{airflow_provider_kling.__version__} apache-airflow/{airflow.__version__}"
