@@ -251,7 +251,8 @@ class FileLedgerStore(LedgerStore):
         if self._local is None:
             # An object appears whole or not at all.
             path = self._directory / name
-            if new and path.exists():
+            # Listed anew: the path's own exists answers from a listing that may be as old as this process.
+            if new and name in self.names():
                 raise FileExistsError(str(path))
             path.write_text(text, encoding="utf-8")
             return

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from airflow.providers.common.compat.sdk import AirflowFailException
+from airflow.providers.common.compat.sdk import AirflowFailException, ObjectStoragePath
 
 from airflow_provider_kling import batch, batch_ledger, submission
 from airflow_provider_kling import ledger as ledger_module
@@ -426,6 +426,23 @@ def test_on_object_storage_a_retry_buys_only_what_is_not_paid_for(
     assert document["results"] == again["results"]
     for its in document["results"]:
         assert its["path"].partition(f"@{on_s3.server.bucket}/")[2] in on_s3.server.names()
+
+
+def test_on_object_storage_an_attempt_begun_since_the_claims_were_read_keeps_its_number(
+    s3_server: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pages = batch_ledger.FilePages(ObjectStoragePath(s3_server.uri("ledger")))
+    assert pages.claim() == 1
+    write_file = ledger_module.FileLedgerStore.write_file
+
+    def write_late(*arguments: Any, **options: Any) -> None:
+        s3_server.put("ledger/000002.json", b'{"owner": "another"}')
+        write_file(*arguments, **options)
+
+    monkeypatch.setattr(ledger_module.FileLedgerStore, "write_file", write_late)
+    with pytest.raises(LedgerError, match="Another attempt of this task has taken over"):
+        pages.claim()
+    assert s3_server.content("ledger/000002.json") == b'{"owner": "another"}'
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
