@@ -55,6 +55,7 @@ from airflow_provider_kling.hooks.upload import FileUnavailableError
 from airflow_provider_kling.ledger import LedgerError, Record, fingerprint
 from airflow_provider_kling.order import Order
 from airflow_provider_kling.output_path import Coordinates, OutputPath, uri_of
+from airflow_provider_kling.result import error_text
 from airflow_provider_kling.settlement import Settlement
 from airflow_provider_kling.submission import KilledError, Obtained, Submission
 from airflow_provider_kling.waiting import DEFER_NET, AskAgain, Outcome, Over, WaitEvent, Waiting
@@ -594,7 +595,7 @@ class Batch:
             self._pause(error)
             return None
         except (KeyRefusedError, NoCreditsError) as error:
-            self._stop(str(error), for_good=not error.retryable)
+            self._stop(error, for_good=not error.retryable)
             return None
         except KlingError as error:
             self._end_without(entry, error)
@@ -614,7 +615,7 @@ class Batch:
         if (isinstance(error, UnreachableError) and not has_begun) or (
             not flying and until >= self._state.progress_at + self._operator.timeout
         ):
-            self._stop(str(error))
+            self._stop(error)
             return
         self._log.warning(
             "%s. At most %d videos at a time for now; more are asked for in %.0f s.",
@@ -623,9 +624,11 @@ class Batch:
             until - now,
         )
 
-    def _stop(self, why: str, *, for_good: bool = False) -> None:
+    def _stop(self, why: str | KlingError, *, for_good: bool = False) -> None:
         if self._state.stopped is None:
-            self._state = replace(self._state, stopped=why[:500], stopped_for_good=for_good)
+            # It goes through the database, in the trigger's arguments.
+            told = error_text(why, most_characters=500) if isinstance(why, KlingError) else why
+            self._state = replace(self._state, stopped=told, stopped_for_good=for_good)
             self._log.error("No more videos are asked for: %s", why)
 
     def _note_progress(self) -> None:

@@ -341,6 +341,32 @@ def test_an_account_without_money_stops_the_list_at_once(
 
 
 @both_ways
+def test_what_the_service_says_of_key_and_addresses_stays_out_of_what_airflow_keeps_of_a_list(
+    kling_emulator: KlingEmulator, deferrable: bool, tmp_path: Path
+) -> None:
+    key = kling_hook.KlingHook().settings.key
+    kling_emulator.inject(
+        "answer",
+        status=402,
+        call="create",
+        skip=2,
+        message=f"the account of {key} is empty, see https://pay.example/?session=s1gned",
+    )
+    done = run(requests=prompts(3), deferrable=deferrable, output_path=f"{tmp_path}/")
+    kept = [
+        str(done.error),
+        json.dumps(done.ti.xcoms),
+        *(path.read_text() for path in tmp_path.rglob("*.json")),
+    ]
+    triggers = [repr(deferral.trigger.serialize()) for deferral in done.deferrals]
+    assert any("is empty" in text for text in kept)
+    assert any("is empty" in text for text in triggers) is deferrable
+    for text in kept + triggers:
+        assert key not in text
+        assert "s1gned" not in text
+
+
+@both_ways
 def test_a_key_that_is_refused_while_waiting_leaves_the_bill_open(
     kling_emulator: KlingEmulator, deferrable: bool
 ) -> None:
