@@ -36,6 +36,7 @@ from airflow_provider_kling.batch_result import (
     MOST_IN_XCOM,
     Ended,
     FailOn,
+    VideosFailedError,
     completed,
     document,
     failed,
@@ -50,6 +51,7 @@ from airflow_provider_kling.callbacks import XCOM_OVER, CallbackAddress
 from airflow_provider_kling.card import XCOM_VIDEO, CardState, leave_card, list_card
 from airflow_provider_kling.costs import DEFAULT_PATIENCE, recorded_cost
 from airflow_provider_kling.delivery import Delivery
+from airflow_provider_kling.exceptions import StorageError
 from airflow_provider_kling.generation import BUSY_PAUSE
 from airflow_provider_kling.hooks.upload import FileUnavailableError
 from airflow_provider_kling.ledger import LedgerError, Record, fingerprint
@@ -245,7 +247,7 @@ class Batch:
         self._keep_what_is_there()
         self._check_money()
         self._announce()
-        with self._never_buying_again():
+        with self._telling_what_is_paid():
             return self._go_on()
 
     def resume(self, event: BatchEvent) -> dict[str, Any]:
@@ -256,14 +258,20 @@ class Batch:
         :return: what goes to XCom.
         :raises KlingError: where the task fails.
         """
-        with self._never_buying_again():
+        with self._telling_what_is_paid():
             self._state = event.state
             self._ledger.resume(event.state.attempt)
             self._entries = self._ledger.of_attempt()
             if len(self._entries) < event.state.known:
                 raise LedgerError(
                     f"The ledger at {self._ledger.place} holds {len(self._entries)} of the {event.state.known} videos "
-                    "that this attempt has asked for"
+                    "that this attempt has asked for",
+                    next_step=(
+                        "What it does not hold would be bought again, so there is no retry. Bring its records back (do "
+                        "all workers share that place?), then clear the task; or store the videos with "
+                        "KlingDownloadVideoOperator."
+                    ),
+                    retryable=False,
                 )
             for entry in self._entries.values():
                 if entry.came_home:
@@ -371,19 +379,34 @@ class Batch:
         return self._estimated_cost_usd
 
     @contextlib.contextmanager
-    def _never_buying_again(self) -> Iterator[None]:
-        """Let no retry buy what is paid for where nobody will know that it is."""
+    def _telling_what_is_paid(self) -> Iterator[None]:
+        """Let no error that ends the attempt pass as if nothing were paid for, or lead to buying it again."""
         try:
             yield
+        except VideosFailedError:
+            raise  # it counts what is paid for
         except KlingError as error:
-            is_any_paid = bool(self.kling_task_ids or self._state.known)
-            if not self._ledger.is_kept and error.retryable and is_any_paid:
-                error.retryable = False
-                error.next_step += (
-                    " What this attempt asked for is not remembered, so a retry would buy it again and is not made. "
-                    "The Kling task ids are in the log."
-                )
+            if self.kling_task_ids or self._state.known:
+                self._tell_what_is_paid(error)
             raise
+
+    def _tell_what_is_paid(self, error: KlingError) -> None:
+        if error.paid is Paid.NO:
+            error.paid = Paid.MAYBE
+            error.next_step = error.next_step.replace("Nothing was sent and nothing was billed.", "").strip()
+            error.next_step += (
+                " The videos that were asked for before go on, and each is billed when it is completed; their Kling "
+                "task ids are in the log."
+            )
+            if self._ledger.is_kept:
+                error.next_step += (
+                    " What the ledger holds of them, the next attempt takes up and does not buy again."
+                )
+        if not self._ledger.is_kept:
+            error.retryable = False
+            error.next_step += (
+                " What it asked for is not remembered, so a retry would buy it again and is not made."
+            )
 
     # Before anything is paid
 
@@ -894,11 +917,11 @@ class Batch:
         try:
             write_text(self._results_at, text)
         except Exception as error:
-            raise LedgerError(
+            retry = " A retry buys nothing and writes them again." if self._ledger.is_kept else ""
+            raise StorageError(
                 f"The results of all videos could not be written to {self._results_at}: "
                 f"{type(error).__name__}: {error}",
-                next_step="All that is made is paid for and stored. A retry buys nothing and writes them again.",
-                retryable=self._ledger.is_kept,
+                next_step=f"All that is made is paid for and stored.{retry}",
             ) from error
         return self._results_at
 

@@ -673,7 +673,7 @@ def _unusable(place: str, problem: str) -> LedgerError:
     return LedgerError(
         f"The ledger at {place} cannot be used: {problem}",
         next_step=(
-            "It is left as it is, and nothing was sent, since videos may have been paid for already. "
+            "It is left as it is, and nothing more is sent, since videos may have been paid for already. "
             "Look into it; once you know, move it away and clear the task."
         ),
     )

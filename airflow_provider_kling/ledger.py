@@ -38,11 +38,11 @@ STORE_KEY = "kling_submission"
 
 
 class LedgerError(KlingError):
-    """The ledger could not be read or written, or does not belong to this attempt any more; nothing was sent."""
+    """The ledger could not be read or written, or does not belong to this attempt any more; nothing more is sent."""
 
     default_retryable = True
     default_next_step = (
-        "Without it a video could be bought twice, so nothing was sent. A retry tries the ledger again."
+        "Without it a video could be bought twice, so nothing more is sent. A retry tries the ledger again."
     )
 
 

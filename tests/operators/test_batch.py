@@ -344,7 +344,7 @@ def test_an_account_without_money_stops_the_list_at_once(
 def test_what_the_service_says_of_key_and_addresses_stays_out_of_what_airflow_keeps_of_a_list(
     kling_emulator: KlingEmulator, deferrable: bool, tmp_path: Path
 ) -> None:
-    key = kling_hook.KlingHook().settings.key
+    key = kling_emulator.api_key
     kling_emulator.inject(
         "answer",
         status=402,
