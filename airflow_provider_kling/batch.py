@@ -393,7 +393,8 @@ class Batch:
     def _tell_what_is_paid(self, error: KlingError) -> None:
         if error.paid is Paid.NO:
             error.paid = Paid.MAYBE
-            error.next_step = error.next_step.replace("Nothing was sent and nothing was billed.", "").strip()
+            told = error.next_step.replace("Nothing was sent and nothing was billed.", "").strip()
+            error.next_step = told.replace("nothing was sent", "nothing more is sent")
             error.next_step += (
                 " The videos that were asked for before go on, and each is billed when it is completed; their Kling "
                 "task ids are in the log."
