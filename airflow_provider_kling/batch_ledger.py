@@ -137,6 +137,11 @@ class FilePages(Pages):
         self._files = FileLedgerStore(directory)
         self._owner = uuid4().hex
 
+    @classmethod
+    def at(cls, path: str, key: SubmissionKey) -> FilePages:
+        """Open those of a list below a ``ledger_path``, where its worker and the receiver meet."""
+        return cls(ObjectStoragePath(path) / key.path / "videos")
+
     @property
     def place(self) -> str:
         """Where a person finds them."""
@@ -648,7 +653,7 @@ def open_batch_ledger(context: Context, ledger_path: str | None) -> BatchLedger:
     state_store = context.get("task_state_store") if AIRFLOW_V_3_3_PLUS else None
     pages: Pages
     if ledger_path:
-        pages = FilePages(ObjectStoragePath(ledger_path) / key.path / "videos")
+        pages = FilePages.at(ledger_path, key)
     elif state_store is not None:
         pages = TaskStatePages(state_store)
     else:
@@ -673,7 +678,7 @@ def _unusable(place: str, problem: str) -> LedgerError:
     return LedgerError(
         f"The ledger at {place} cannot be used: {problem}",
         next_step=(
-            "It is left as it is, and nothing more is sent, since videos may have been paid for already. "
+            "It is left as it is, and nothing was sent, since videos may have been paid for already. "
             "Look into it; once you know, move it away and clear the task."
         ),
     )

@@ -25,6 +25,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from airflow_provider_kling.airflow_versions import AIRFLOW_V_3_3_PLUS
 from airflow_provider_kling.api.errors import KlingError, Paid
+from airflow_provider_kling.disk import sync_directory
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -38,11 +39,11 @@ STORE_KEY = "kling_submission"
 
 
 class LedgerError(KlingError):
-    """The ledger could not be read or written, or does not belong to this attempt any more; nothing more is sent."""
+    """The ledger could not be read or written, or does not belong to this attempt any more; nothing was sent."""
 
     default_retryable = True
     default_next_step = (
-        "Without it a video could be bought twice, so nothing more is sent. A retry tries the ledger again."
+        "Without it a video could be bought twice, so nothing was sent. A retry tries the ledger again."
     )
 
 
@@ -206,6 +207,11 @@ class FileLedgerStore(LedgerStore):
         self._directory = directory
         self._local = Path(directory.path) if directory.protocol in ("", "file", "local") else None
 
+    @classmethod
+    def at(cls, path: str, key: SubmissionKey) -> FileLedgerStore:
+        """Open the one of a submission below a ``ledger_path``, where its worker and the receiver meet."""
+        return cls(ObjectStoragePath(path) / key.path)
+
     @property
     def claims(self) -> bool:
         """Whether a new generation is this attempt's for certain: on local disk, where it is claimed by a hard link."""
@@ -269,7 +275,7 @@ class FileLedgerStore(LedgerStore):
                 partial.replace(self._local / name)
         finally:
             partial.unlink(missing_ok=True)
-        _sync_directory(self._local)
+        sync_directory(self._local)
 
 
 class Ledger:
@@ -461,7 +467,7 @@ def open_ledger(context: Context, ledger_path: str | None) -> Ledger:
     store: LedgerStore | None = None
     state_store = context.get("task_state_store") if AIRFLOW_V_3_3_PLUS else None
     if ledger_path:
-        store = FileLedgerStore(ObjectStoragePath(ledger_path) / key.path)
+        store = FileLedgerStore.at(ledger_path, key)
     elif state_store is not None:
         store = TaskStateLedgerStore(state_store)
     return Ledger(store, key)
@@ -482,16 +488,3 @@ def _slug(name: str) -> str:
 
 def _told(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
-
-
-def _sync_directory(directory: Path) -> None:
-    try:
-        descriptor = os.open(directory, os.O_RDONLY)
-    except OSError:
-        return  # not every file system lets a directory be opened
-    try:
-        os.fsync(descriptor)
-    except OSError:
-        pass
-    finally:
-        os.close(descriptor)
