@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,9 +28,8 @@ from airflow_provider_kling.api.errors import (
     UnreachableError,
 )
 from airflow_provider_kling.api.pricing import Estimate, highest
-from airflow_provider_kling.api.request import Fault
 from airflow_provider_kling.assets import tell_outlets_of_many
-from airflow_provider_kling.batch_requests import Item, faults_of
+from airflow_provider_kling.batch_requests import Item, at_place, faults_of
 from airflow_provider_kling.batch_result import (
     MOST_IN_XCOM,
     Ended,
@@ -52,7 +50,7 @@ from airflow_provider_kling.card import XCOM_VIDEO, CardState, leave_card, list_
 from airflow_provider_kling.costs import DEFAULT_PATIENCE, recorded_cost
 from airflow_provider_kling.delivery import Delivery
 from airflow_provider_kling.exceptions import StorageError
-from airflow_provider_kling.generation import BUSY_PAUSE
+from airflow_provider_kling.generation import busy_pause
 from airflow_provider_kling.hooks.upload import FileUnavailableError
 from airflow_provider_kling.ledger import LedgerError, Record, fingerprint
 from airflow_provider_kling.order import Order
@@ -61,10 +59,12 @@ from airflow_provider_kling.result import error_text
 from airflow_provider_kling.settlement import Settlement
 from airflow_provider_kling.submission import KilledError, Obtained, Submission
 from airflow_provider_kling.waiting import DEFER_NET, AskAgain, Outcome, Over, WaitEvent, Waiting
+from airflow_provider_kling.xcom import own_xcom
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
+    from airflow_provider_kling.api.request import Fault
     from airflow_provider_kling.api.task import RecordedCost, VideoTask
     from airflow_provider_kling.batch_ledger import BatchLedger, Entry
     from airflow_provider_kling.hooks.kling import KlingHook
@@ -370,10 +370,7 @@ class Batch:
         """Return what all of them cost by the estimate: after a deferral it is not worked out anew."""
         if self._estimated_cost_usd is None and not self._has_looked_back:
             self._has_looked_back = True
-            ti: Any = self._context["ti"]
-            before = ti.xcom_pull(
-                task_ids=ti.task_id, key=XCOM_VIDEO, map_indexes=self._coordinates.map_index
-            )
+            before = own_xcom(self._context, XCOM_VIDEO)
             known = before.get("estimated_cost_usd") if isinstance(before, Mapping) else None
             self._estimated_cost_usd = known
         return self._estimated_cost_usd
@@ -426,7 +423,7 @@ class Batch:
             try:
                 self._entries[index] = self._bind(index)
             except InvalidRequestError as error:
-                faults += [_at(index, fault) for fault in error.faults]
+                faults += [at_place(index, fault) for fault in error.faults]
         if faults:
             raise InvalidRequestError(faults)
 
@@ -485,7 +482,7 @@ class Batch:
             try:
                 _ = self._order(index).cost
             except InvalidRequestError as error:
-                faults += [_at(index, fault) for fault in error.faults]
+                faults += [at_place(index, fault) for fault in error.faults]
         if faults:
             raise InvalidRequestError(faults)
 
@@ -631,7 +628,7 @@ class Batch:
     def _pause(self, error: KlingError) -> None:
         """Ask for fewer at a time, and for none for a while; at last for none any more."""
         now = time.time()
-        until = now + max(error.retry_after or 0, BUSY_PAUSE) * random.uniform(1, 1.5)  # noqa: S311
+        until = now + busy_pause(error)
         flying = len(self._flying())
         room = max(1, min(self._state.room, flying))
         self._state = replace(self._state, not_before=until, room=room)
@@ -708,10 +705,8 @@ class Batch:
         """Return which videos callbacks have told to be over since this was last asked, and how they ended."""
         if not self._operator.callback:
             return {}
-        ti: Any = self._context["ti"]
-        map_index = -1 if ti.map_index is None else ti.map_index
         try:
-            told = ti.xcom_pull(task_ids=ti.task_id, key=XCOM_OVER, map_indexes=map_index) or {}
+            told = own_xcom(self._context, XCOM_OVER) or {}
             new = {str(its): Outcome(how) for its, how in told.items() if its not in self._told}
         except Exception as error:  # noqa: BLE001 - the trigger finds out too, if later
             self._log.warning("What callbacks told cannot be read: %s: %s", type(error).__name__, error)
@@ -993,7 +988,3 @@ def _submitted_at(entry: Entry) -> float:
 
 def _recorded(results: Sequence[Mapping[str, Any]]) -> int:
     return sum(result["recorded_cost_usd"] is not None for result in results)
-
-
-def _at(index: int, fault: Fault) -> Fault:
-    return Fault(f"requests[{index}].{fault.field}", fault.value, fault.allowed)

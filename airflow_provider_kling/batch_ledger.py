@@ -32,6 +32,7 @@ from airflow_provider_kling.ledger import (
     RecordState,
     SubmissionKey,
 )
+from airflow_provider_kling.xcom import own_xcom
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -190,7 +191,7 @@ class XComPages(Pages):
     is_lasting = False
 
     def __init__(self, context: Context) -> None:
-        self._ti: Any = context["ti"]
+        self._context = context
 
     @property
     def place(self) -> str:
@@ -199,20 +200,14 @@ class XComPages(Pages):
 
     def read(self, attempt: int) -> Iterator[tuple[int | None, Any]]:
         """Return all pages."""
-        map_index = -1 if self._ti.map_index is None else self._ti.map_index
         number = 0
-        while (document := self._pull(number, map_index)) is not None:
+        while (document := own_xcom(self._context, f"{STORE_KEY}_{number}")) is not None:
             yield number, document
             number += 1
 
     def write(self, attempt: int, number: int, document: Mapping[str, Any]) -> None:
         """Keep a page."""
-        self._ti.xcom_push(key=f"{STORE_KEY}_{number}", value=document)
-
-    def _pull(self, number: int, map_index: int) -> Any:
-        return self._ti.xcom_pull(
-            task_ids=self._ti.task_id, key=f"{STORE_KEY}_{number}", map_indexes=map_index
-        )
+        self._context["ti"].xcom_push(key=f"{STORE_KEY}_{number}", value=document)
 
 
 @dataclass(eq=False)

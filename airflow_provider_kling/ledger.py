@@ -15,6 +15,7 @@ import re
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -26,6 +27,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from airflow_provider_kling.airflow_versions import AIRFLOW_V_3_3_PLUS
 from airflow_provider_kling.api.errors import KlingError, Paid
 from airflow_provider_kling.disk import sync_directory
+from airflow_provider_kling.output_path import Coordinates
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -73,9 +75,7 @@ class SubmissionKey(BaseModel):
     @classmethod
     def of(cls, context: Context) -> SubmissionKey:
         """Read it from a task's context."""
-        ti: Any = context["ti"]
-        map_index = -1 if ti.map_index is None else ti.map_index
-        return cls(dag_id=ti.dag_id, run_id=ti.run_id, task_id=ti.task_id, map_index=map_index)
+        return cls(**asdict(Coordinates.of(context)))
 
     @property
     def path(self) -> str:

@@ -24,7 +24,7 @@ from airflow.providers.common.compat.sdk import (
     TaskDeferred,
 )
 
-from airflow_provider_kling import batch, batch_result
+from airflow_provider_kling import batch, batch_result, generation
 from airflow_provider_kling.api.errors import InvalidRequestError, KlingError, Paid
 from airflow_provider_kling.batch_result import VideosFailedError
 from airflow_provider_kling.budget import BudgetExceededError, InsufficientBalanceError
@@ -306,7 +306,7 @@ def test_after_too_many_failures_no_more_are_asked_for_and_the_rest_is_stored(
 def test_a_busy_service_gets_fewer_at_a_time_and_nothing_fails(
     kling_emulator: KlingEmulator, deferrable: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batch, "BUSY_PAUSE", 0.1)
+    monkeypatch.setattr(generation, "BUSY_PAUSE", 0.1)
     monkeypatch.setattr(batch, "LEAST_DEFERRAL", 0.1)
     monkeypatch.setattr(kling_hook, "SUBMIT_TRIES", 1)
     kling_emulator.configure(latency=0.2, max_running_tasks=2)
@@ -319,7 +319,7 @@ def test_a_busy_service_gets_fewer_at_a_time_and_nothing_fails(
 def test_tasks_that_the_service_fails_for_being_too_many_are_asked_for_again(
     kling_emulator: KlingEmulator, deferrable: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batch, "BUSY_PAUSE", 0.1)
+    monkeypatch.setattr(generation, "BUSY_PAUSE", 0.1)
     monkeypatch.setattr(batch, "LEAST_DEFERRAL", 0.1)
     kling_emulator.configure(latency=0.2, max_running_tasks=2, when_full="fail")
     result = run(requests=prompts(6), max_in_flight=5, deferrable=deferrable).value()
