@@ -871,7 +871,11 @@ class Batch:
         if len(results) > MOST_IN_XCOM:
             told["results"] = None
         if self._results_at is not None:
-            told["results_path"] = self._write_results(document(results, counts, self._coordinates))
+            try:
+                told["results_path"] = self._write_results(document(results, counts, self._coordinates))
+            except StorageError:
+                self._leave(told)
+                raise
         self.ended = ended
         self._counts_at_end = {**counts, "recorded_videos": _recorded(results)}
         self._results_path = told["results_path"]
@@ -879,8 +883,7 @@ class Batch:
             self._show(CardState.COMPLETED)
             self._tell_outlets(told)
             return told
-        # A task that fails returns nothing, and what it has is paid for.
-        self._context["ti"].xcom_push(key="return_value", value=told)
+        self._leave(told)
         raise failure(
             results,
             ended,
@@ -889,6 +892,10 @@ class Batch:
             is_kept=self._ledger.is_kept,
             results_at=told["results_path"] or "this task's XCom 'return_value'",
         )
+
+    def _leave(self, told: Mapping[str, Any]) -> None:
+        """Leave what there is: a task that fails returns nothing, and what it has is paid for."""
+        self._context["ti"].xcom_push(key="return_value", value=told)
 
     def _tell_outlets(self, told: Mapping[str, Any]) -> None:
         files = []

@@ -425,6 +425,7 @@ def test_results_that_cannot_be_written_are_no_fault_of_the_ledger_and_leave_the
     assert str(in_the_way) in str(error)
     assert "paid for and stored" in str(error)
     assert ("A retry buys nothing" in str(error)) is (kind == "file")
+    assert run.ti.xcoms["return_value"]["completed"] == 4, "a task that fails leaves what it has"
 
     if kind == "file":
         in_the_way.rmdir()
