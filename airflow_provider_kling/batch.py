@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,13 +28,13 @@ from airflow_provider_kling.api.errors import (
     UnreachableError,
 )
 from airflow_provider_kling.api.pricing import Estimate, highest
-from airflow_provider_kling.api.request import Fault
 from airflow_provider_kling.assets import tell_outlets_of_many
-from airflow_provider_kling.batch_requests import Item, faults_of
+from airflow_provider_kling.batch_requests import Item, at_place, faults_of
 from airflow_provider_kling.batch_result import (
     MOST_IN_XCOM,
     Ended,
     FailOn,
+    VideosFailedError,
     completed,
     document,
     failed,
@@ -50,18 +49,22 @@ from airflow_provider_kling.callbacks import XCOM_OVER, CallbackAddress
 from airflow_provider_kling.card import XCOM_VIDEO, CardState, leave_card, list_card
 from airflow_provider_kling.costs import DEFAULT_PATIENCE, recorded_cost
 from airflow_provider_kling.delivery import Delivery
-from airflow_provider_kling.generation import BUSY_PAUSE
+from airflow_provider_kling.exceptions import StorageError
+from airflow_provider_kling.generation import busy_pause
 from airflow_provider_kling.hooks.upload import FileUnavailableError
 from airflow_provider_kling.ledger import LedgerError, Record, fingerprint
 from airflow_provider_kling.order import Order
 from airflow_provider_kling.output_path import Coordinates, OutputPath, uri_of
+from airflow_provider_kling.result import error_text
 from airflow_provider_kling.settlement import Settlement
 from airflow_provider_kling.submission import KilledError, Obtained, Submission
 from airflow_provider_kling.waiting import DEFER_NET, AskAgain, Outcome, Over, WaitEvent, Waiting
+from airflow_provider_kling.xcom import own_xcom
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
+    from airflow_provider_kling.api.request import Fault
     from airflow_provider_kling.api.task import RecordedCost, VideoTask
     from airflow_provider_kling.batch_ledger import BatchLedger, Entry
     from airflow_provider_kling.hooks.kling import KlingHook
@@ -244,7 +247,7 @@ class Batch:
         self._keep_what_is_there()
         self._check_money()
         self._announce()
-        with self._never_buying_again():
+        with self._telling_what_is_paid():
             return self._go_on()
 
     def resume(self, event: BatchEvent) -> dict[str, Any]:
@@ -255,14 +258,20 @@ class Batch:
         :return: what goes to XCom.
         :raises KlingError: where the task fails.
         """
-        with self._never_buying_again():
+        with self._telling_what_is_paid():
             self._state = event.state
             self._ledger.resume(event.state.attempt)
             self._entries = self._ledger.of_attempt()
             if len(self._entries) < event.state.known:
                 raise LedgerError(
                     f"The ledger at {self._ledger.place} holds {len(self._entries)} of the {event.state.known} videos "
-                    "that this attempt has asked for"
+                    "that this attempt has asked for",
+                    next_step=(
+                        "What it does not hold would be bought again, so there is no retry. Bring its records back (do "
+                        "all workers share that place?), then clear the task; or store the videos with "
+                        "KlingDownloadVideoOperator."
+                    ),
+                    retryable=False,
                 )
             for entry in self._entries.values():
                 if entry.came_home:
@@ -361,28 +370,41 @@ class Batch:
         """Return what all of them cost by the estimate: after a deferral it is not worked out anew."""
         if self._estimated_cost_usd is None and not self._has_looked_back:
             self._has_looked_back = True
-            ti: Any = self._context["ti"]
-            before = ti.xcom_pull(
-                task_ids=ti.task_id, key=XCOM_VIDEO, map_indexes=self._coordinates.map_index
-            )
+            before = own_xcom(self._context, XCOM_VIDEO)
             known = before.get("estimated_cost_usd") if isinstance(before, Mapping) else None
             self._estimated_cost_usd = known
         return self._estimated_cost_usd
 
     @contextlib.contextmanager
-    def _never_buying_again(self) -> Iterator[None]:
-        """Let no retry buy what is paid for where nobody will know that it is."""
+    def _telling_what_is_paid(self) -> Iterator[None]:
+        """Let no error that ends the attempt pass as if nothing were paid for, or lead to buying it again."""
         try:
             yield
+        except VideosFailedError:
+            raise  # it counts what is paid for
         except KlingError as error:
-            is_any_paid = bool(self.kling_task_ids or self._state.known)
-            if not self._ledger.is_kept and error.retryable and is_any_paid:
-                error.retryable = False
-                error.next_step += (
-                    " What this attempt asked for is not remembered, so a retry would buy it again and is not made. "
-                    "The Kling task ids are in the log."
-                )
+            if self.kling_task_ids or self._state.known:
+                self._tell_what_is_paid(error)
             raise
+
+    def _tell_what_is_paid(self, error: KlingError) -> None:
+        if error.paid is Paid.NO:
+            error.paid = Paid.MAYBE
+            told = error.next_step.replace("Nothing was sent and nothing was billed.", "").strip()
+            error.next_step = told.replace("nothing was sent", "nothing more is sent")
+            error.next_step += (
+                " The videos that were asked for before go on, and each is billed when it is completed; their Kling "
+                "task ids are in the log."
+            )
+            if self._ledger.is_kept:
+                error.next_step += (
+                    " What the ledger holds of them, the next attempt takes up and does not buy again."
+                )
+        if not self._ledger.is_kept:
+            error.retryable = False
+            error.next_step += (
+                " What it asked for is not remembered, so a retry would buy it again and is not made."
+            )
 
     # Before anything is paid
 
@@ -401,7 +423,7 @@ class Batch:
             try:
                 self._entries[index] = self._bind(index)
             except InvalidRequestError as error:
-                faults += [_at(index, fault) for fault in error.faults]
+                faults += [at_place(index, fault) for fault in error.faults]
         if faults:
             raise InvalidRequestError(faults)
 
@@ -460,7 +482,7 @@ class Batch:
             try:
                 _ = self._order(index).cost
             except InvalidRequestError as error:
-                faults += [_at(index, fault) for fault in error.faults]
+                faults += [at_place(index, fault) for fault in error.faults]
         if faults:
             raise InvalidRequestError(faults)
 
@@ -594,7 +616,7 @@ class Batch:
             self._pause(error)
             return None
         except (KeyRefusedError, NoCreditsError) as error:
-            self._stop(str(error), for_good=not error.retryable)
+            self._stop(error, for_good=not error.retryable)
             return None
         except KlingError as error:
             self._end_without(entry, error)
@@ -606,7 +628,7 @@ class Batch:
     def _pause(self, error: KlingError) -> None:
         """Ask for fewer at a time, and for none for a while; at last for none any more."""
         now = time.time()
-        until = now + max(error.retry_after or 0, BUSY_PAUSE) * random.uniform(1, 1.5)  # noqa: S311
+        until = now + busy_pause(error)
         flying = len(self._flying())
         room = max(1, min(self._state.room, flying))
         self._state = replace(self._state, not_before=until, room=room)
@@ -614,7 +636,7 @@ class Batch:
         if (isinstance(error, UnreachableError) and not has_begun) or (
             not flying and until >= self._state.progress_at + self._operator.timeout
         ):
-            self._stop(str(error))
+            self._stop(error)
             return
         self._log.warning(
             "%s. At most %d videos at a time for now; more are asked for in %.0f s.",
@@ -623,9 +645,11 @@ class Batch:
             until - now,
         )
 
-    def _stop(self, why: str, *, for_good: bool = False) -> None:
+    def _stop(self, why: str | KlingError, *, for_good: bool = False) -> None:
         if self._state.stopped is None:
-            self._state = replace(self._state, stopped=why[:500], stopped_for_good=for_good)
+            # It goes through the database, in the trigger's arguments.
+            told = error_text(why, most_characters=500) if isinstance(why, KlingError) else why
+            self._state = replace(self._state, stopped=told, stopped_for_good=for_good)
             self._log.error("No more videos are asked for: %s", why)
 
     def _note_progress(self) -> None:
@@ -681,10 +705,8 @@ class Batch:
         """Return which videos callbacks have told to be over since this was last asked, and how they ended."""
         if not self._operator.callback:
             return {}
-        ti: Any = self._context["ti"]
-        map_index = -1 if ti.map_index is None else ti.map_index
         try:
-            told = ti.xcom_pull(task_ids=ti.task_id, key=XCOM_OVER, map_indexes=map_index) or {}
+            told = own_xcom(self._context, XCOM_OVER) or {}
             new = {str(its): Outcome(how) for its, how in told.items() if its not in self._told}
         except Exception as error:  # noqa: BLE001 - the trigger finds out too, if later
             self._log.warning("What callbacks told cannot be read: %s: %s", type(error).__name__, error)
@@ -849,7 +871,11 @@ class Batch:
         if len(results) > MOST_IN_XCOM:
             told["results"] = None
         if self._results_at is not None:
-            told["results_path"] = self._write_results(document(results, counts, self._coordinates))
+            try:
+                told["results_path"] = self._write_results(document(results, counts, self._coordinates))
+            except StorageError:
+                self._leave(told)
+                raise
         self.ended = ended
         self._counts_at_end = {**counts, "recorded_videos": _recorded(results)}
         self._results_path = told["results_path"]
@@ -857,8 +883,7 @@ class Batch:
             self._show(CardState.COMPLETED)
             self._tell_outlets(told)
             return told
-        # A task that fails returns nothing, and what it has is paid for.
-        self._context["ti"].xcom_push(key="return_value", value=told)
+        self._leave(told)
         raise failure(
             results,
             ended,
@@ -867,6 +892,10 @@ class Batch:
             is_kept=self._ledger.is_kept,
             results_at=told["results_path"] or "this task's XCom 'return_value'",
         )
+
+    def _leave(self, told: Mapping[str, Any]) -> None:
+        """Leave what there is: a task that fails returns nothing, and what it has is paid for."""
+        self._context["ti"].xcom_push(key="return_value", value=told)
 
     def _tell_outlets(self, told: Mapping[str, Any]) -> None:
         files = []
@@ -891,11 +920,11 @@ class Batch:
         try:
             write_text(self._results_at, text)
         except Exception as error:
-            raise LedgerError(
+            retry = " A retry buys nothing and writes them again." if self._ledger.is_kept else ""
+            raise StorageError(
                 f"The results of all videos could not be written to {self._results_at}: "
                 f"{type(error).__name__}: {error}",
-                next_step="All that is made is paid for and stored. A retry buys nothing and writes them again.",
-                retryable=self._ledger.is_kept,
+                next_step=f"All that is made is paid for and stored.{retry}",
             ) from error
         return self._results_at
 
@@ -966,7 +995,3 @@ def _submitted_at(entry: Entry) -> float:
 
 def _recorded(results: Sequence[Mapping[str, Any]]) -> int:
     return sum(result["recorded_cost_usd"] is not None for result in results)
-
-
-def _at(index: int, fault: Fault) -> Fault:
-    return Fault(f"requests[{index}].{fault.field}", fault.value, fault.allowed)

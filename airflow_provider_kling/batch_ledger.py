@@ -32,6 +32,7 @@ from airflow_provider_kling.ledger import (
     RecordState,
     SubmissionKey,
 )
+from airflow_provider_kling.xcom import own_xcom
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -137,6 +138,11 @@ class FilePages(Pages):
         self._files = FileLedgerStore(directory)
         self._owner = uuid4().hex
 
+    @classmethod
+    def at(cls, path: str, key: SubmissionKey) -> FilePages:
+        """Open those of a list below a ``ledger_path``, where its worker and the receiver meet."""
+        return cls(ObjectStoragePath(path) / key.path / "videos")
+
     @property
     def place(self) -> str:
         """Where a person finds them."""
@@ -185,7 +191,7 @@ class XComPages(Pages):
     is_lasting = False
 
     def __init__(self, context: Context) -> None:
-        self._ti: Any = context["ti"]
+        self._context = context
 
     @property
     def place(self) -> str:
@@ -194,20 +200,14 @@ class XComPages(Pages):
 
     def read(self, attempt: int) -> Iterator[tuple[int | None, Any]]:
         """Return all pages."""
-        map_index = -1 if self._ti.map_index is None else self._ti.map_index
         number = 0
-        while (document := self._pull(number, map_index)) is not None:
+        while (document := own_xcom(self._context, f"{STORE_KEY}_{number}")) is not None:
             yield number, document
             number += 1
 
     def write(self, attempt: int, number: int, document: Mapping[str, Any]) -> None:
         """Keep a page."""
-        self._ti.xcom_push(key=f"{STORE_KEY}_{number}", value=document)
-
-    def _pull(self, number: int, map_index: int) -> Any:
-        return self._ti.xcom_pull(
-            task_ids=self._ti.task_id, key=f"{STORE_KEY}_{number}", map_indexes=map_index
-        )
+        self._context["ti"].xcom_push(key=f"{STORE_KEY}_{number}", value=document)
 
 
 @dataclass(eq=False)
@@ -648,7 +648,7 @@ def open_batch_ledger(context: Context, ledger_path: str | None) -> BatchLedger:
     state_store = context.get("task_state_store") if AIRFLOW_V_3_3_PLUS else None
     pages: Pages
     if ledger_path:
-        pages = FilePages(ObjectStoragePath(ledger_path) / key.path / "videos")
+        pages = FilePages.at(ledger_path, key)
     elif state_store is not None:
         pages = TaskStatePages(state_store)
     else:

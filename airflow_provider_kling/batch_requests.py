@@ -47,7 +47,7 @@ def read_items(requests: Any, common: Mapping[str, Any]) -> list[Item]:
     items, faults = [], []
     for index, (value, fault) in enumerate(_values(requests)):
         if fault is not None:
-            faults.append(Fault(f"requests[{index}]{fault.field}", fault.value, fault.allowed))
+            faults.append(at_place(index, fault))
             continue
         merged = {**common, **value}
         output_path = text_of(merged.pop("output_path", None))
@@ -61,9 +61,9 @@ def faults_of(items: Sequence[Item], conn_id: str | None) -> list[Fault]:
     """Find all that the service would refuse, and all places where nothing can be stored, before anything is sent."""
     found = []
     for index, item in enumerate(items):
-        found += [_at(index, fault) for fault in find_faults(item.fields)]
+        found += [at_place(index, fault) for fault in find_faults(item.fields)]
         if fault := output_fault(item.output_path, conn_id):
-            found.append(_at(index, fault))
+            found.append(at_place(index, fault))
     return found
 
 
@@ -79,13 +79,13 @@ def literal_faults(requests: Any, common: Mapping[str, Any]) -> list[Fault]:
         if comes_later(value) and not isinstance(value, Mapping):
             continue
         if fault is not None:
-            found.append(_at(index, fault))
+            found.append(at_place(index, fault))
             continue
         merged = {**common, **value}
         output_path = merged.pop("output_path", None)
         late = frozenset(name for name, its in merged.items() if comes_later(its))
-        found += [_at(index, its) for its in find_faults(merged, unknown=late)]
-        found += [_at(index, its) for its in _output_faults(output_path)]
+        found += [at_place(index, its) for its in find_faults(merged, unknown=late)]
+        found += [at_place(index, its) for its in _output_faults(output_path)]
     return found
 
 
@@ -154,6 +154,7 @@ def _list(requests: Any) -> list[Any]:
     return list(value)
 
 
-def _at(index: int, fault: Fault) -> Fault:
+def at_place(index: int, fault: Fault) -> Fault:
+    """Return what is wrong with a request as what is wrong with the list."""
     dot = "" if fault.field.startswith(".") or not fault.field else "."
     return Fault(f"requests[{index}]{dot}{fault.field}", fault.value, fault.allowed)

@@ -22,6 +22,7 @@ from airflow.providers.common.compat.sdk import mask_secret
 
 from airflow_provider_kling import config
 from airflow_provider_kling.api.errors import ConnectionSettingsError
+from airflow_provider_kling.api.protocol import CALLBACK_PATH
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from airflow_provider_kling.hooks.kling import KlingHook
     from airflow_provider_kling.ledger import Record
 
-PATH = "/kling/callbacks"
+PATH = CALLBACK_PATH
 """Where the receiver is in Airflow's API server."""
 MAX_TOKEN_LENGTH = 299
 """Longest token, characters."""

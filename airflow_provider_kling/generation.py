@@ -34,6 +34,7 @@ from airflow_provider_kling.result import Asked, dry_result, video_result
 from airflow_provider_kling.settlement import Settlement
 from airflow_provider_kling.submission import Obtained, Submission
 from airflow_provider_kling.waiting import DEFER_NET, Outcome, Over, PauseEvent, WaitEvent, Waiting
+from airflow_provider_kling.xcom import own_xcom
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -311,7 +312,7 @@ class Generation:
         :raises KlingError: the error itself, where that would be after the deadline.
         """
         now = time.time()
-        until = now + max(error.retry_after or 0, BUSY_PAUSE) * random.uniform(1, 1.5)  # noqa: S311
+        until = now + busy_pause(error)
         if until >= min(limits.deadline, limits.attempt_ends_at):
             error.next_step = "Nothing was billed. There is no time left for another try; a retry asks again."
             raise error
@@ -340,12 +341,15 @@ class Generation:
         )
 
 
+def busy_pause(error: KlingError) -> float:
+    """Return for how many seconds to leave a busy service alone."""
+    return max(error.retry_after or 0, BUSY_PAUSE) * random.uniform(1, 1.5)  # noqa: S311
+
+
 def asked_before(context: Context) -> Asked | None:
     """Return what this attempt asked for before it was deferred, None where that is not to be had."""
-    ti: Any = context["ti"]
-    map_index = -1 if ti.map_index is None else ti.map_index
     try:
-        told = ti.xcom_pull(task_ids=ti.task_id, key=XCOM_VIDEO, map_indexes=map_index)
+        told = own_xcom(context, XCOM_VIDEO)
     except Exception:  # noqa: BLE001 - the video is paid for and must not be lost for want of its description
         return None
     return Asked.from_dict(told)

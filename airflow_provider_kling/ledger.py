@@ -15,6 +15,7 @@ import re
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -25,6 +26,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from airflow_provider_kling.airflow_versions import AIRFLOW_V_3_3_PLUS
 from airflow_provider_kling.api.errors import KlingError, Paid
+from airflow_provider_kling.disk import sync_directory
+from airflow_provider_kling.output_path import Coordinates
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -72,9 +75,7 @@ class SubmissionKey(BaseModel):
     @classmethod
     def of(cls, context: Context) -> SubmissionKey:
         """Read it from a task's context."""
-        ti: Any = context["ti"]
-        map_index = -1 if ti.map_index is None else ti.map_index
-        return cls(dag_id=ti.dag_id, run_id=ti.run_id, task_id=ti.task_id, map_index=map_index)
+        return cls(**asdict(Coordinates.of(context)))
 
     @property
     def path(self) -> str:
@@ -206,6 +207,11 @@ class FileLedgerStore(LedgerStore):
         self._directory = directory
         self._local = Path(directory.path) if directory.protocol in ("", "file", "local") else None
 
+    @classmethod
+    def at(cls, path: str, key: SubmissionKey) -> FileLedgerStore:
+        """Open the one of a submission below a ``ledger_path``, where its worker and the receiver meet."""
+        return cls(ObjectStoragePath(path) / key.path)
+
     @property
     def claims(self) -> bool:
         """Whether a new generation is this attempt's for certain: on local disk, where it is claimed by a hard link."""
@@ -251,7 +257,8 @@ class FileLedgerStore(LedgerStore):
         if self._local is None:
             # An object appears whole or not at all.
             path = self._directory / name
-            if new and path.exists():
+            # Listed anew: the path's own exists answers from a listing that may be as old as this process.
+            if new and name in self.names():
                 raise FileExistsError(str(path))
             path.write_text(text, encoding="utf-8")
             return
@@ -268,7 +275,7 @@ class FileLedgerStore(LedgerStore):
                 partial.replace(self._local / name)
         finally:
             partial.unlink(missing_ok=True)
-        _sync_directory(self._local)
+        sync_directory(self._local)
 
 
 class Ledger:
@@ -460,7 +467,7 @@ def open_ledger(context: Context, ledger_path: str | None) -> Ledger:
     store: LedgerStore | None = None
     state_store = context.get("task_state_store") if AIRFLOW_V_3_3_PLUS else None
     if ledger_path:
-        store = FileLedgerStore(ObjectStoragePath(ledger_path) / key.path)
+        store = FileLedgerStore.at(ledger_path, key)
     elif state_store is not None:
         store = TaskStateLedgerStore(state_store)
     return Ledger(store, key)
@@ -481,16 +488,3 @@ def _slug(name: str) -> str:
 
 def _told(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
-
-
-def _sync_directory(directory: Path) -> None:
-    try:
-        descriptor = os.open(directory, os.O_RDONLY)
-    except OSError:
-        return  # not every file system lets a directory be opened
-    try:
-        os.fsync(descriptor)
-    except OSError:
-        pass
-    finally:
-        os.close(descriptor)

@@ -55,7 +55,11 @@ class Coordinates:
     @classmethod
     def of(cls, context: Context) -> Coordinates:
         """Read them from a task's context."""
-        ti: Any = context["ti"]
+        return cls.of_instance(context["ti"])
+
+    @classmethod
+    def of_instance(cls, ti: Any) -> Coordinates:
+        """Read them from a task instance, or from the key of one."""
         map_index = -1 if ti.map_index is None else ti.map_index
         return cls(dag_id=ti.dag_id, run_id=ti.run_id, task_id=ti.task_id, map_index=map_index)
 

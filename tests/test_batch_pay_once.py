@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from airflow.providers.common.compat.sdk import AirflowFailException
+from airflow.providers.common.compat.sdk import AirflowFailException, ObjectStoragePath
 
 from airflow_provider_kling import batch, batch_ledger, submission
 from airflow_provider_kling import ledger as ledger_module
 from airflow_provider_kling.airflow_versions import AIRFLOW_V_3_3_PLUS
+from airflow_provider_kling.api.errors import Paid
 from airflow_provider_kling.delivery import Delivery
 from airflow_provider_kling.emulator import KlingEmulator
+from airflow_provider_kling.exceptions import StorageError
 from airflow_provider_kling.hooks.kling import KlingHook
 from airflow_provider_kling.ledger import LedgerError
 from airflow_provider_kling.operators.batch import KlingGenerateVideoBatchOperator
@@ -343,6 +345,94 @@ def test_a_ledger_out_of_reach_sends_nothing_and_may_be_retried(
     assert len(kling_emulator.ledger.creates()) == 4
 
 
+def unplug_ledger(folder: Path) -> None:
+    """Leave no page in a form that can be read."""
+    for page in (folder / "ledger").rglob("*.????.json"):
+        page.write_text(f"?{page.read_text()}")
+
+
+def plug_ledger_in(folder: Path) -> None:
+    for page in (folder / "ledger").rglob("*.????.json"):
+        page.write_text(page.read_text().removeprefix("?"))
+
+
+def test_a_ledger_that_cannot_be_read_while_videos_are_made_is_told_as_what_it_is(
+    tmp_path: Path, kling_emulator: KlingEmulator
+) -> None:
+    task = Batch("file", tmp_path, True)
+    run = run_task(task.operator, between=lambda: unplug_ledger(tmp_path))
+    assert isinstance(run.error, LedgerError)
+    assert run.error.paid is Paid.MAYBE
+    assert "each is billed when it is completed" in str(run.error)
+    assert "the next attempt takes up" in str(run.error)
+    assert "nothing was" not in str(run.error).lower()
+    plug_ledger_in(tmp_path)
+    task.attempt().value()
+    assert prompts_paid(kling_emulator) == {f"kite {index}": 1 for index in range(4)}
+
+
+def test_a_ledger_that_lost_pages_while_videos_were_made_leads_to_no_retry_by_itself(
+    tmp_path: Path, kling_emulator: KlingEmulator
+) -> None:
+    def lose() -> None:
+        for page in (tmp_path / "ledger").rglob("*.????.json"):
+            page.unlink()
+
+    run = run_task(Batch("file", tmp_path, True).operator, between=lose)
+    assert isinstance(run.error, AirflowFailException)
+    assert isinstance(run.error.__cause__, LedgerError)
+    assert run.error.__cause__.paid is Paid.MAYBE
+    assert "holds 0 of the 2 videos" in str(run.error)
+    assert "would be bought again" in str(run.error)
+    assert "nothing was" not in str(run.error).lower()
+    assert len(kling_emulator.ledger.creates()) == 2
+
+
+@pytest.mark.parametrize("kind", ["file", "none"])
+def test_what_stops_a_list_on_its_way_is_not_told_as_if_nothing_had_been_paid(
+    tmp_path: Path, kling_emulator: KlingEmulator, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    def killed() -> KlingGenerateVideoBatchOperator:
+        made = Batch(kind, tmp_path, True).operator()
+        made.is_killed = len(kling_emulator.ledger.creates()) > 0
+        return made
+
+    run = run_task(killed)
+    error = run.error if kind == "file" else (run.error or Exception()).__cause__
+    assert isinstance(error, submission.KilledError)
+    assert error.paid is Paid.MAYBE
+    assert "each is billed when it is completed" in str(error)
+    assert ("the next attempt takes up" in str(error)) is (kind == "file")
+    assert ("a retry would buy it again and is not made" in str(error)) is (kind == "none")
+    assert "nothing was" not in str(error).lower()
+
+
+@pytest.mark.parametrize("kind", ["file", "none"])
+def test_results_that_cannot_be_written_are_no_fault_of_the_ledger_and_leave_the_bill_as_it_is(
+    tmp_path: Path, kling_emulator: KlingEmulator, kind: str
+) -> None:
+    films = tmp_path / "films"
+    task = Batch(kind, tmp_path, False)
+    done = task.attempt(output_path=str(films)).value()
+    in_the_way = Path(done["results_path"])
+    in_the_way.unlink()
+    in_the_way.mkdir()
+
+    run = task.attempt(output_path=str(films))
+    error = run.error if kind == "file" else (run.error or Exception()).__cause__
+    assert type(error) is StorageError
+    assert error.paid is Paid.YES
+    assert str(in_the_way) in str(error)
+    assert "paid for and stored" in str(error)
+    assert ("A retry buys nothing" in str(error)) is (kind == "file")
+    assert run.ti.xcoms["return_value"]["completed"] == 4, "a task that fails leaves what it has"
+
+    if kind == "file":
+        in_the_way.rmdir()
+        assert task.attempt(output_path=str(films)).value() == done
+        assert len(kling_emulator.ledger.creates()) == 4
+
+
 def test_without_a_ledger_a_retry_that_would_buy_again_is_not_made(
     tmp_path: Path, kling_emulator: KlingEmulator
 ) -> None:
@@ -426,6 +516,23 @@ def test_on_object_storage_a_retry_buys_only_what_is_not_paid_for(
     assert document["results"] == again["results"]
     for its in document["results"]:
         assert its["path"].partition(f"@{on_s3.server.bucket}/")[2] in on_s3.server.names()
+
+
+def test_on_object_storage_an_attempt_begun_since_the_claims_were_read_keeps_its_number(
+    s3_server: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pages = batch_ledger.FilePages(ObjectStoragePath(s3_server.uri("ledger")))
+    assert pages.claim() == 1
+    write_file = ledger_module.FileLedgerStore.write_file
+
+    def write_late(*arguments: Any, **options: Any) -> None:
+        s3_server.put("ledger/000002.json", b'{"owner": "another"}')
+        write_file(*arguments, **options)
+
+    monkeypatch.setattr(ledger_module.FileLedgerStore, "write_file", write_late)
+    with pytest.raises(LedgerError, match="Another attempt of this task has taken over"):
+        pages.claim()
+    assert s3_server.content("ledger/000002.json") == b'{"owner": "another"}'
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])

@@ -17,7 +17,7 @@ from threading import Thread
 from typing import Any
 
 import pytest
-from airflow.providers.common.compat.sdk import AirflowFailException
+from airflow.providers.common.compat.sdk import AirflowFailException, ObjectStoragePath
 
 from airflow_provider_kling import ledger as ledger_module
 from airflow_provider_kling import submission
@@ -34,7 +34,7 @@ from airflow_provider_kling.api.errors import (
     UnknownSubmissionError,
 )
 from airflow_provider_kling.emulator import KlingEmulator
-from airflow_provider_kling.ledger import LedgerError
+from airflow_provider_kling.ledger import FileLedgerStore, LedgerError
 from airflow_provider_kling.operators.kling import KlingGenerateVideoOperator
 from tests.s3 import S3Server, s3_endpoint, s3_server
 from tests.task_runs import TaskInstance, TaskRun, TaskStateStore, run_task
@@ -632,6 +632,20 @@ def test_on_object_storage_a_retry_attaches_to_what_is_paid_for(
     assert task.attempt(ledger_path=s3_server.uri("ledger")).value() == first
     assert len(kling_emulator.ledger.creates()) == 1
     assert [name.startswith("ledger/dag/") for name in s3_server.names()] == [True]
+
+
+def test_on_object_storage_no_generation_is_taken_from_who_claimed_it_since_the_ledger_was_read(
+    s3_server: S3Server,
+) -> None:
+    store = FileLedgerStore(ObjectStoragePath(s3_server.uri("ledger")))
+    s3_server.put("ledger/000001.json", b"free")
+    assert store.read() == "free"
+    s3_server.put("ledger/000002.json", b"another attempt's")
+    with pytest.raises(FileExistsError):
+        store.write("mine", 2, new=True)
+    assert s3_server.content("ledger/000002.json") == b"another attempt's"
+    store.write("mine", 3, new=True)
+    assert store.read() == "mine"
 
 
 class Refusing(BaseHTTPRequestHandler):

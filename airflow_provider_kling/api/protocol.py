@@ -7,9 +7,10 @@ The synchronous and the asynchronous client carry these calls over the network a
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
@@ -27,9 +28,14 @@ if TYPE_CHECKING:
     from airflow_provider_kling.api.request import VideoRequest
 
 DEFAULT_BASE_URL = "https://apimodels.app/api/v1"
+CALLBACK_PATH = "/kling/callbacks"
+"""Where callbacks are received in Airflow's API server. What follows it in an address is a secret."""
+
 _DEFAULT_PATH = "/api/v1"
 _DEFAULT_PATHS = {"api.apimodels.app": "/v1"}
 """The path of the base URL by host, where it is not :data:`_DEFAULT_PATH`."""
+_SLASH = r"(?:\\*/|%(?:25)*2F)"
+_CALLBACK = re.compile(rf"({CALLBACK_PATH.replace('/', _SLASH)}{_SLASH})[\w.~%-]+", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,11 +67,17 @@ class ApiAnswer:
     :param status: the HTTP status.
     :param headers: the headers, whose names are compared without regard to case by whoever made the mapping.
     :param body: the body's bytes.
+    :param key: what the call was made with.
     """
 
     status: int
     headers: Mapping[str, str]
-    body: bytes
+    body: bytes = field(repr=False)
+    key: str = field(default="", repr=False)
+
+    def quoted(self, text: str) -> str:
+        """Return words of the service as they may be told: without the key, callback addresses without their token."""
+        return _CALLBACK.sub(r"\1***", text.replace(self.key, "***") if self.key else text)
 
 
 def normalise_base_url(text: str | None) -> str:
@@ -148,7 +160,11 @@ def read_task(call: ApiCall, answer: ApiAnswer) -> VideoTask:
         raise error_for_unreadable(
             call.operation, _excerpt(answer), status=answer.status, task_id=call.task_id
         )
-    return task
+    return replace(
+        task,
+        fail_code=task.fail_code and answer.quoted(task.fail_code),
+        fail_message=task.fail_message and answer.quoted(task.fail_message),
+    )
 
 
 def read_callback(body: bytes) -> VideoTask | None:
@@ -217,7 +233,9 @@ def read_upload(call: ApiCall, answer: ApiAnswer) -> str:
 def is_in_service_form(answer: ApiAnswer) -> bool:
     """Whether an answer, an error's too, looks like one of this service and not like any web server's."""
     document = _json(answer.body)
-    return isinstance(document, Mapping) and (_code(document) is not None or _message(document) is not None)
+    return isinstance(document, Mapping) and (
+        _code(document) is not None or _message(document, answer) is not None
+    )
 
 
 def retry_after_seconds(headers: Mapping[str, str], *, now: float | None = None) -> float | None:
@@ -248,7 +266,7 @@ def _read_payload(call: ApiCall, answer: ApiAnswer) -> Any:
             call.operation,
             deciding,
             code=code if answer.status >= 300 and code and code >= 300 else None,
-            service_message=_message(document) or _excerpt(answer) or None,
+            service_message=_message(document, answer) or _excerpt(answer) or None,
             task_id=call.task_id,
             retry_after=retry_after_seconds(answer.headers),
         )
@@ -286,16 +304,18 @@ def _code(document: Any) -> int | None:
     return code if isinstance(code, int) and not isinstance(code, bool) else None
 
 
-def _message(document: Any) -> str | None:
+def _message(document: Any, answer: ApiAnswer) -> str | None:
     if not isinstance(document, Mapping):
         return None
     error = document.get("error")
     nested = error.get("message") if isinstance(error, Mapping) else error
     for text in (document.get("msg"), document.get("message"), nested):
         if isinstance(text, str) and text.strip():
-            return text.strip()[:1000]
+            return answer.quoted(text.strip())[:1000]
     return None
 
 
 def _excerpt(answer: ApiAnswer) -> str:
-    return " ".join(answer.body[:2000].decode("utf-8", "replace").split())[:200]
+    # In UTF-16 every other byte is zero, and nothing that is looked for would be found.
+    text = answer.quoted(answer.body.decode("utf-8", "replace").replace("\0", ""))
+    return " ".join(text[:2000].split())[:200]

@@ -131,7 +131,8 @@ class AsyncKlingClient:
                     proxy=self._proxy,
                 ) as response,
             ):
-                return ApiAnswer(response.status, response.headers, await response.read())
+                body = await response.read()
+                return ApiAnswer(response.status, response.headers, body, self.settings.key)
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
             failure = _error_for(call, error)
         raise failure

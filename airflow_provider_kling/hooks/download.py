@@ -25,6 +25,7 @@ import urllib3.exceptions
 
 from airflow_provider_kling.api.errors import EXCERPT_CHARACTERS, DownloadError, ResultExpiredError
 from airflow_provider_kling.api.media import BEGINNING_BYTES, extension_of
+from airflow_provider_kling.disk import sync_directory
 
 if TYPE_CHECKING:
     from airflow_provider_kling.hooks.sync_client import KlingClient
@@ -368,16 +369,6 @@ class _WrittenBehind:
                 self._file.fileno(), self._begun, self._written - self._begun, os.POSIX_FADV_DONTNEED
             )
             self._begun = self._written
-
-
-def sync_directory(directory: Path) -> None:
-    """Make the names in a directory survive a power cut, where the file system can do that."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(directory, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def root_of(error: BaseException) -> BaseException:

@@ -89,7 +89,7 @@ class KlingClient:
                 tls=isinstance(error, requests.exceptions.SSLError),
                 task_id=call.task_id,
             ) from error
-        return ApiAnswer(response.status_code, response.headers, response.content)
+        return ApiAnswer(response.status_code, response.headers, response.content, self.settings.key)
 
     def session(self, *, retries: bool) -> requests.Session:
         """

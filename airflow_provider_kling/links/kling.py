@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
@@ -9,6 +10,7 @@ from airflow.providers.common.compat.sdk import BaseOperatorLink, XCom
 
 from airflow_provider_kling.airflow_versions import AIRFLOW_V_3_1_PLUS
 from airflow_provider_kling.api.protocol import query_call
+from airflow_provider_kling.output_path import Coordinates
 from airflow_provider_kling.page_address import page_address
 
 if TYPE_CHECKING:
@@ -64,9 +66,4 @@ class KlingVideoLink(BaseOperatorLink):
 
 
 def _to_page(ti: Any) -> str:
-    return page_address(
-        dag_id=ti.dag_id,
-        run_id=ti.run_id,
-        task_id=ti.task_id,
-        map_index=-1 if ti.map_index is None else ti.map_index,
-    )
+    return page_address(**asdict(Coordinates.of_instance(ti)))

@@ -8,7 +8,6 @@ from datetime import UTC, datetime
 from typing import Any
 
 from airflow.models.taskinstance import TaskInstance
-from airflow.providers.common.compat.sdk import ObjectStoragePath
 from sqlalchemy import update
 
 from airflow_provider_kling import config
@@ -23,7 +22,7 @@ def open_ledger(key: SubmissionKey) -> Ledger | None:
     """Open the ledger of a task instance, as :func:`~airflow_provider_kling.ledger.open_ledger` does on a worker."""
     path = config.ledger_path()
     if path is not None:
-        return Ledger(FileLedgerStore(ObjectStoragePath(path) / key.path), key)
+        return Ledger(FileLedgerStore.at(path, key), key)
     return Ledger(MetadataLedgerStore(key), key) if AIRFLOW_V_3_3_PLUS else None
 
 
@@ -31,7 +30,7 @@ def open_batch_ledger(key: SubmissionKey) -> BatchLedger | None:
     """Open the ledger of a task that makes many videos, as its worker does; None where it outlives no attempt."""
     path = config.ledger_path()
     if path is not None:
-        return BatchLedger(FilePages(ObjectStoragePath(path) / key.path / "videos"), key)
+        return BatchLedger(FilePages.at(path, key), key)
     return BatchLedger(MetadataPages(key), key) if AIRFLOW_V_3_3_PLUS else None
 
 

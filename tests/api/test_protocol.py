@@ -292,6 +292,29 @@ def test_very_long_words_of_the_service_are_cut() -> None:
 
 
 @pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("Invalid API key: Bearer sk-1.", "Invalid API key: Bearer ***."),
+        (
+            "cannot reach 'https://a.example/kling/callbacks/t0k~en'",
+            "cannot reach 'https://a.example/kling/callbacks/***'",
+        ),
+        ("https://a.example/kling/videos/t0k", "https://a.example/kling/videos/t0k"),
+    ],
+)
+def test_the_services_words_are_told_without_the_key_and_without_the_token_of_a_callback_address(
+    said: str, told: str
+) -> None:
+    for document in ({"code": 400, "msg": said}, {"code": 400, "error": {"message": said}}):
+        with pytest.raises(BadRequestError) as caught:
+            read_task(QUERY, ApiAnswer(200, {}, json.dumps(document).encode(), "sk-1"))
+        assert caught.value.service_message == told
+    failed = {"taskId": "clxxx", "state": "failed", "failMsg": said, "failCode": "OTHER"}
+    task = read_task(QUERY, ApiAnswer(200, {}, json.dumps(failed).encode(), "sk-1"))
+    assert (task.fail_message, task.fail_code) == (told, "OTHER")
+
+
+@pytest.mark.parametrize(
     ("body", "shown"),
     [
         (b"<html>\n<h1>Bad  Gateway</h1>" + b"x" * 5000, "<html> <h1>Bad Gateway</h1>" + "x" * 173),

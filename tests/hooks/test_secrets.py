@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
 from airflow_provider_kling.api.errors import KlingError
 from airflow_provider_kling.api.request import VideoRequest
+from airflow_provider_kling.callbacks import CallbackToken, url_of
 from airflow_provider_kling.hooks.async_client import AsyncKlingClient, shared_client
 from airflow_provider_kling.hooks.kling import KlingHook
 
@@ -40,7 +43,31 @@ REPLIES: list[Reply] = [
     *LOST.values(),
     *(ANSWERS[f"status {status}"] for status in (400, 401, 402, 403, 404, 429, 500)),
     *(ANSWERS[name] for name in ("a page", "nothing", "another task", "a redirect that leads nowhere")),
+    # What repeats the header that it was sent
+    Answer(401, {"code": 401, "msg": f"Invalid API key: Bearer {KEY}"}),
+    Answer(200, {"code": 400, "message": f"Authorization: Bearer {KEY}"}),
+    Answer(400, {"msg": "x" * 990 + KEY}),
+    Answer(403, {"detail": {"authorization": f"Bearer {KEY}"}}),
+    Answer(500, f"<html>Authorization: Bearer {KEY}</html>".encode()),
+    Answer(200, f"<html>{' ' * 1990}{KEY}</html>".encode()),
+    Answer(400, f"Authorization: Bearer {KEY}".encode("utf-16")),
+    task_answer("failed", failMsg=f"the key {KEY} was revoked", failCode=f"REVOKED {KEY}"),
+    task_answer("failed", failMsg=f"no key {KEY}", failCode="INVALID_INPUT"),
 ]
+
+TOKEN = CallbackToken.for_check("kling_default").sign(KEY)
+ADDRESS = url_of("https://airflow.example/af", TOKEN)
+QUOTING: dict[str, Reply] = {
+    "a refusal": Answer(400, {"msg": f"callback_url is not reachable: {ADDRESS}."}),
+    "a refusal in quotes": Answer(400, {"msg": f"callback_url='{ADDRESS}'"}),
+    "the request as it is": Answer(400, {"detail": {"prompt": "a kite", "callback_url": ADDRESS}}),
+    "with slashes escaped": Answer(
+        400, json.dumps({"detail": {"callback_url": ADDRESS}}).replace("/", r"\/").encode()
+    ),
+    "as a part of an address": Answer(400, f"no route to /?to={quote(ADDRESS, safe='')}".encode()),
+    "a page": Answer(200, f"<a href='{ADDRESS}'>".encode()),
+    "a failed task": task_answer("failed", failMsg=f"callback failed: {ADDRESS}"),
+}
 
 
 def shown_by(error: BaseException) -> Iterator[str]:
@@ -80,13 +107,27 @@ def test_no_failing_call_shows_the_key(
         with Loopback(reply) as service:
             connect(service.url)
             try:
-                CALLS[call](tmp_path)
+                assert KEY not in repr(CALLS[call](tmp_path))
             except KlingError as error:
                 failed += 1
                 assert_keeps(error, KEY)
             assert any(request.key == f"Bearer {KEY}" for request in service.received)
     assert failed > 10
     assert KEY not in log_text()
+
+
+@pytest.mark.parametrize("call", ["submit", "wait", "in the triggerer"])
+@pytest.mark.parametrize("name", QUOTING)
+def test_an_answer_that_quotes_a_callback_address_does_not_show_its_token(
+    connect: Connect, clock: Clock, log_text: Callable[[], str], tmp_path: Path, call: str, name: str
+) -> None:
+    with Loopback(QUOTING[name]) as service:
+        connect(service.url)
+        try:
+            assert TOKEN not in repr(CALLS[call](tmp_path))
+        except KlingError as error:
+            assert_keeps(error, TOKEN)
+    assert TOKEN not in log_text()
 
 
 @pytest.mark.parametrize("call", CALLS)

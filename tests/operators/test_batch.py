@@ -24,7 +24,7 @@ from airflow.providers.common.compat.sdk import (
     TaskDeferred,
 )
 
-from airflow_provider_kling import batch, batch_result
+from airflow_provider_kling import batch, batch_result, generation
 from airflow_provider_kling.api.errors import InvalidRequestError, KlingError, Paid
 from airflow_provider_kling.batch_result import VideosFailedError
 from airflow_provider_kling.budget import BudgetExceededError, InsufficientBalanceError
@@ -306,7 +306,7 @@ def test_after_too_many_failures_no_more_are_asked_for_and_the_rest_is_stored(
 def test_a_busy_service_gets_fewer_at_a_time_and_nothing_fails(
     kling_emulator: KlingEmulator, deferrable: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batch, "BUSY_PAUSE", 0.1)
+    monkeypatch.setattr(generation, "BUSY_PAUSE", 0.1)
     monkeypatch.setattr(batch, "LEAST_DEFERRAL", 0.1)
     monkeypatch.setattr(kling_hook, "SUBMIT_TRIES", 1)
     kling_emulator.configure(latency=0.2, max_running_tasks=2)
@@ -319,7 +319,7 @@ def test_a_busy_service_gets_fewer_at_a_time_and_nothing_fails(
 def test_tasks_that_the_service_fails_for_being_too_many_are_asked_for_again(
     kling_emulator: KlingEmulator, deferrable: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batch, "BUSY_PAUSE", 0.1)
+    monkeypatch.setattr(generation, "BUSY_PAUSE", 0.1)
     monkeypatch.setattr(batch, "LEAST_DEFERRAL", 0.1)
     kling_emulator.configure(latency=0.2, max_running_tasks=2, when_full="fail")
     result = run(requests=prompts(6), max_in_flight=5, deferrable=deferrable).value()
@@ -338,6 +338,32 @@ def test_an_account_without_money_stops_the_list_at_once(
     assert isinstance(done.error, AirflowFailException)
     assert "apimodels.app" in str(done.error)
     assert len(kling_emulator.ledger.requests("create")) == 3
+
+
+@both_ways
+def test_what_the_service_says_of_key_and_addresses_stays_out_of_what_airflow_keeps_of_a_list(
+    kling_emulator: KlingEmulator, deferrable: bool, tmp_path: Path
+) -> None:
+    key = kling_emulator.api_key
+    kling_emulator.inject(
+        "answer",
+        status=402,
+        call="create",
+        skip=2,
+        message=f"the account of {key} is empty, see https://pay.example/?session=s1gned",
+    )
+    done = run(requests=prompts(3), deferrable=deferrable, output_path=f"{tmp_path}/")
+    kept = [
+        str(done.error),
+        json.dumps(done.ti.xcoms),
+        *(path.read_text() for path in tmp_path.rglob("*.json")),
+    ]
+    triggers = [repr(deferral.trigger.serialize()) for deferral in done.deferrals]
+    assert any("is empty" in text for text in kept)
+    assert any("is empty" in text for text in triggers) is deferrable
+    for text in kept + triggers:
+        assert key not in text
+        assert "s1gned" not in text
 
 
 @both_ways
