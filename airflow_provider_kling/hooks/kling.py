@@ -132,6 +132,7 @@ class KlingHook(BaseHook):
         What the connection says.
 
         :raises ConnectionSettingsError: where there is no such connection or it cannot be used.
+        :raises ConnectionLookupError: where Airflow could not be asked for it.
         """
         if self._settings is None:
             try:
@@ -145,7 +146,7 @@ class KlingHook(BaseHook):
         """
         Return the client of the connection.
 
-        :raises ConnectionSettingsError: where there is no such connection or it cannot be used.
+        :raises ConnectionSettingsError, ConnectionLookupError: as :attr:`settings` does.
         """
         if self._client is None:
             # Operators import this module too, and requests would be most of what that costs them.
@@ -167,6 +168,7 @@ class KlingHook(BaseHook):
 
         :param before_post: called right before each POST; what it raises stops that.
         :raises InvalidRequestError: where a reference is a file that was not uploaded.
+        :raises ConnectionSettingsError, ConnectionLookupError: as :attr:`settings` does.
         :raises UnknownSubmissionError: where nobody can tell whether a task was created.
         :raises ServiceError: where the service refused the request; nothing was billed.
         """
@@ -189,6 +191,7 @@ class KlingHook(BaseHook):
         """
         Ask for a task's state. It is free, and repeated on passing faults.
 
+        :raises ConnectionSettingsError, ConnectionLookupError: as :attr:`settings` does.
         :raises ServiceError: where there was no usable answer.
         """
         return self._ask(query_call(task_id), read_task, retries=True)
@@ -197,6 +200,7 @@ class KlingHook(BaseHook):
         """
         Ask for a task's state once, without repeating: for whoever has a waiting policy of its own.
 
+        :raises ConnectionSettingsError, ConnectionLookupError: as :attr:`settings` does.
         :raises ServiceError: where there was no usable answer.
         """
         return self._ask(query_call(task_id), read_task)
@@ -215,7 +219,10 @@ class KlingHook(BaseHook):
         :param poll_interval: seconds between two queries.
         :raises TaskFailedError: the service reports it as failed.
         :raises TaskTimeoutError: it was not over in time; the service goes on with it.
-        :raises LostContactError: the service could not be asked several times in a row.
+        :raises NoResultError: it is completed, and answer after answer has no link to the video.
+        :raises LostContactError: the service could not be asked, or the connection not be looked up, several times in
+            a row.
+        :raises ConnectionSettingsError: the connection cannot be used.
         :raises ServiceError: the service refuses to be asked.
         """
         now = time.time()
@@ -235,7 +242,9 @@ class KlingHook(BaseHook):
 
     def wait_until_over(self, waiting: Waiting, *, log: TaskLog | None = None) -> Over:
         """
-        Ask for a task until its wait is over, holding this thread. Nothing is raised for the video's sake.
+        Ask for a task until its wait is over, holding this thread.
+
+        Nothing is raised for the video's, the service's or the connection's sake: that is in what is returned.
 
         :param log: where to tell how it goes; the hook's own log where None is given.
         """
@@ -247,13 +256,13 @@ class KlingHook(BaseHook):
 
     def ask_once(self, waiting: Waiting, *, log: TaskLog | None = None) -> AskAgain | Over:
         """
-        Ask for a task once, and decide what follows.
+        Ask for a task once, and decide what follows. It raises no more than :meth:`wait_until_over`.
 
         :param log: where to tell how it goes; the hook's own log where None is given.
         """
         try:
             task = self.query_task(waiting.task_id)
-        except ServiceError as error:
+        except KlingError as error:
             decision = waiting.on_error(error, time.time())
         else:
             decision = waiting.on_task(task, time.time())
@@ -268,6 +277,7 @@ class KlingHook(BaseHook):
 
         :param url: a task's ``video_url``.
         :param path: the file to write; its directory is made if it is not there.
+        :raises ConnectionSettingsError, ConnectionLookupError: as :attr:`settings` does.
         :raises ResultExpiredError: where the link is dead.
         :raises DownloadError: where the file could not be fetched or written.
         """
@@ -285,6 +295,7 @@ class KlingHook(BaseHook):
         Tell whether a link to a result still works, without fetching the result.
 
         :return: False only where the service says that it is gone; a passing fault is no proof of that.
+        :raises ConnectionSettingsError, ConnectionLookupError: as :attr:`settings` does.
         """
         try:
             with self.get_conn().open_result(url):
@@ -308,6 +319,7 @@ class KlingHook(BaseHook):
         :raises UnusableFileError: where there is no such file, or it may not be read.
         :raises FileUnavailableError: where it cannot be read just now.
         :raises FileChangedError: where it has another checksum.
+        :raises ConnectionSettingsError, ConnectionLookupError: as :attr:`settings` does.
         :raises ServiceError: where the service did not take it.
         """
         from airflow_provider_kling.hooks.upload import UploadBody, file_name, open_file
@@ -342,6 +354,7 @@ class KlingHook(BaseHook):
         Ask for the money left.
 
         :return: None where the service does not tell.
+        :raises ConnectionSettingsError, ConnectionLookupError: as :attr:`settings` does.
         :raises ServiceError: where there was no usable answer.
         """
         return self._ask_for_extra(balance_call(), read_balance)
@@ -351,6 +364,7 @@ class KlingHook(BaseHook):
         Ask what a task really cost.
 
         :return: None where the service does not tell.
+        :raises ConnectionSettingsError, ConnectionLookupError: as :attr:`settings` does.
         :raises ServiceError: where there was no usable answer.
         """
         return self._ask_for_extra(record_call(task_id), read_cost)
@@ -360,6 +374,7 @@ class KlingHook(BaseHook):
         Ask for the ids of the models.
 
         :return: None where the service does not tell.
+        :raises ConnectionSettingsError, ConnectionLookupError: as :attr:`settings` does.
         :raises ServiceError: where there was no usable answer.
         """
         return self._ask_for_extra(models_call(), read_models)

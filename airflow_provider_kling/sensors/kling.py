@@ -53,7 +53,8 @@ class KlingVideoSensor(BaseSensorOperator):
     Wait until a video is made that something else asked for.
 
     ``mode``, ``soft_fail``, ``timeout`` and the other arguments of Airflow's sensors mean what they mean there.
-    In mode ``reschedule`` each query runs in a process of its own, so failed queries are borne until ``timeout``.
+    In mode ``reschedule`` each query runs in a process of its own, so failed queries, and failed look-ups of the
+    connection, are borne until ``timeout``.
 
     :param kling_task_id: the service's task id.
     :param kling_conn_id: id of a connection of type ``kling``, of the account that made the task.
