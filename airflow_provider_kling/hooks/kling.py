@@ -180,7 +180,7 @@ class KlingHook(BaseHook):
             try:
                 return self._ask(call, read_task)
             except (UnreachableError, RateLimitedError) as error:
-                pause = max(error.retry_after or 0, 2**attempt * random.uniform(0.5, 1))  # noqa: S311
+                pause = _pause(error, attempt)
                 if attempt == SUBMIT_TRIES or pause > MAX_PATIENCE:
                     raise
                 self.log.warning("%s Asking again in %.0f s.", error, pause)
@@ -337,7 +337,7 @@ class KlingHook(BaseHook):
             except (UnreachableError, RateLimitedError, ServiceUnavailableError) as error:
                 if body.failure is not None:
                     raise error_of_file(shown, body.failure) from body.failure
-                pause = max(error.retry_after or 0, 2**attempt * random.uniform(0.5, 1))  # noqa: S311
+                pause = _pause(error, attempt)
                 if attempt == UPLOAD_TRIES or pause > MAX_PATIENCE:
                     error.next_step += " An upload costs nothing, and nothing was billed."
                     raise
@@ -428,6 +428,11 @@ class KlingHook(BaseHook):
             self._told.add(call.operation)
             self.log.warning("The service does not offer the %s call; going on without it.", call.operation)
         return found
+
+
+def _pause(error: ServiceError, attempt: int) -> float:
+    """Return seconds to wait after a failed try: longer after each, and as long as the service asks for."""
+    return max(error.retry_after or 0, 2**attempt * random.uniform(0.5, 1))  # noqa: S311
 
 
 def _connection_type() -> dict[str, Any]:
