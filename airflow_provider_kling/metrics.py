@@ -143,8 +143,8 @@ def called_back(outcome: str) -> None:
     """
     Count a callback that reached Airflow's API server.
 
-    :param outcome: what became of it, as one of a few words: ``resumed``, ``recorded``, ``announced``, ``needless``,
-        ``check``, ``refused`` or ``later``.
+    :param outcome: what became of it, as one of a few words: ``resumed``, ``noted``, ``recorded``, ``announced``,
+        ``needless``, ``check``, ``refused`` or ``later``.
     """
     Stats.incr(CALLBACKS, tags={"outcome": outcome})
     # Plain StatsD drops the tags.
