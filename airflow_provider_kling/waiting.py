@@ -207,6 +207,8 @@ class Waiting:
         """
         if not error.retryable:
             return Over(Outcome.REFUSED, error=error)
+        # The video was asked for before.
+        error.next_step = error.next_step.removeprefix("Nothing was sent and nothing was billed. ")
         if now >= self.deadline:
             return self._timed_out(None, last_error=error)
         if not isinstance(error, RateLimitedError):

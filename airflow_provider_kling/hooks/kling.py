@@ -16,6 +16,7 @@ from airflow.providers.common.compat.sdk import BaseHook
 import airflow_provider_kling
 from airflow_provider_kling.api.errors import (
     BadRequestError,
+    ConnectionSettingsError,
     DownloadError,
     KeyRefusedError,
     KlingError,
@@ -242,11 +243,10 @@ class KlingHook(BaseHook):
 
     def wait_until_over(self, waiting: Waiting, *, log: TaskLog | None = None) -> Over:
         """
-        Ask for a task until its wait is over, holding this thread.
-
-        Nothing is raised for the video's, the service's or the connection's sake: that is in what is returned.
+        Ask for a task until its wait is over, holding this thread. Nothing is raised for the video's sake.
 
         :param log: where to tell how it goes; the hook's own log where None is given.
+        :raises ConnectionSettingsError: where the connection cannot be used.
         """
         while True:
             decision = self.ask_once(waiting, log=log)
@@ -256,13 +256,16 @@ class KlingHook(BaseHook):
 
     def ask_once(self, waiting: Waiting, *, log: TaskLog | None = None) -> AskAgain | Over:
         """
-        Ask for a task once, and decide what follows. It raises no more than :meth:`wait_until_over`.
+        Ask for a task once, and decide what follows. A failed look-up of the connection counts as a failed query.
 
         :param log: where to tell how it goes; the hook's own log where None is given.
+        :raises ConnectionSettingsError: where the connection cannot be used.
         """
         try:
             task = self.query_task(waiting.task_id)
         except KlingError as error:
+            if isinstance(error, ConnectionSettingsError) and not error.retryable:
+                raise
             decision = waiting.on_error(error, time.time())
         else:
             decision = waiting.on_task(task, time.time())
@@ -432,7 +435,7 @@ class KlingHook(BaseHook):
 
 def _pause(error: ServiceError, attempt: int) -> float:
     """Return seconds to wait after a failed try: longer after each, and as long as the service asks for."""
-    return max(error.retry_after or 0, 2**attempt * random.uniform(0.5, 1))  # noqa: S311
+    return max(error.retry_after or 0, 2.0**attempt * random.uniform(0.5, 1))  # noqa: S311
 
 
 def _connection_type() -> dict[str, Any]:
