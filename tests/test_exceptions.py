@@ -32,7 +32,9 @@ def an_error(kind: type[KlingError], *, retryable: bool | None = None) -> KlingE
 
 def errors_of_the_package() -> set[type[KlingError]]:
     """Return those of all modules that work in a task."""
-    elsewhere = tuple(f"airflow_provider_kling.{name}" for name in ("cli", "emulator", "plugins", "__main__"))
+    # The retry policy's module cannot be imported before Airflow 3.3.
+    names = ("cli", "emulator", "plugins", "retry_policy", "__main__")
+    elsewhere = tuple(f"airflow_provider_kling.{name}" for name in names)
     for module in pkgutil.walk_packages(airflow_provider_kling.__path__, "airflow_provider_kling."):
         if not module.name.startswith(elsewhere):
             importlib.import_module(module.name)
