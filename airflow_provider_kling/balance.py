@@ -7,26 +7,16 @@ they cannot behave differently.
 
 from __future__ import annotations
 
-import logging
-import random
 from dataclasses import dataclass, replace
-from datetime import timedelta
 from decimal import Decimal
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 import pendulum
 
-from airflow_provider_kling.api.errors import KlingError, RateLimitedError, ServiceError
+from airflow_provider_kling.api.errors import KlingError, ServiceError
 from airflow_provider_kling.budget import CURRENCY, shown
-from airflow_provider_kling.waiting import (
-    DEFER_NET,
-    JITTER,
-    MAX_FAILURES,
-    NOTE_INTERVAL,
-    AskAgain,
-    Note,
-)
+from airflow_provider_kling.waiting import MAX_FAILURES, NOTE_INTERVAL, AskAgain, Note, PollPolicy
 
 if TYPE_CHECKING:
     from airflow_provider_kling.api.task import Balance
@@ -74,7 +64,7 @@ class BalanceOver:
     error: KlingError | None = None
 
 
-class BalanceWaiting:
+class BalanceWaiting(PollPolicy):
     """
     Decides what follows from each answer about the account's money.
 
@@ -99,17 +89,19 @@ class BalanceWaiting:
         failures: int = 0,
         is_offered: bool = False,
     ) -> None:
+        super().__init__(
+            "The balance",
+            deadline=deadline,
+            poll_interval=poll_interval,
+            max_failures=max_failures,
+            failures=failures,
+        )
         self.min_balance_usd = min_balance_usd
-        self.deadline = deadline
-        self.poll_interval = poll_interval
         self.started = started
-        self._max_failures = max_failures
-        self._failures = failures
         self._is_offered = is_offered
         self._last: Balance | None = None
         self._noted: Decimal | None = None
         self._noted_at = started
-        self._noted_trouble_at: float | None = None
 
     @classmethod
     def resumed(
@@ -136,14 +128,6 @@ class BalanceWaiting:
             failures=max_failures - 1 if event.outcome is BalanceOutcome.LOST_CONTACT else 0,
         )
 
-    def net(self, now: float) -> timedelta:
-        """Return the time from now after which Airflow itself ends a deferred task whose trigger never fires."""
-        return timedelta(seconds=max(0.0, self.deadline - now)) + DEFER_NET
-
-    def begin(self, now: float) -> AskAgain:
-        """Decide when to ask first: one interval from now, or at the deadline where that is earlier."""
-        return self._ask_again(now)
-
     def on_balance(self, balance: Balance | None, now: float) -> AskAgain | BalanceOver:
         """
         Decide what follows from an answer.
@@ -168,25 +152,18 @@ class BalanceWaiting:
         return replace(self._ask_again(now), note=self._note_of(balance, now))
 
     def on_error(self, error: KlingError, now: float) -> AskAgain | BalanceOver:
-        """
-        Decide what follows from a failed question.
-
-        A service that asks for patience (429) is not out of contact, so that does not count as a failure.
-        """
+        """Decide what follows from a failed question."""
         if not error.retryable:
             return BalanceOver(BalanceOutcome.REFUSED, self._last, error)
         error.next_step = ""  # it speaks of videos, and what comes next is said here
         if now >= self.deadline:
             return self._timed_out(last_error=error)
-        if not isinstance(error, RateLimitedError):
-            self._failures += 1
-        if self._failures >= self._max_failures:
-            failure = BalanceUnknownError(
-                f"The balance could not be asked for {self._failures} times in a row, the last time with: {error}"
-            )
-            return BalanceOver(BalanceOutcome.LOST_CONTACT, self._last, failure)
-        again = self._ask_again(now, at_least=error.retry_after or 0)
-        return replace(again, note=self._note_of_trouble(error, now, again.at))
+        if again := self._bear(error, now):
+            return again
+        failure = BalanceUnknownError(
+            f"{self._what} could not be asked for {self._failures} times in a row, the last time with: {error}"
+        )
+        return BalanceOver(BalanceOutcome.LOST_CONTACT, self._last, failure)
 
     def _on_nothing_told(self, now: float) -> AskAgain | BalanceOver:
         if self._is_offered:
@@ -210,25 +187,12 @@ class BalanceWaiting:
             what += f"; the last question failed: {last_error.what}"
         return BalanceOver(BalanceOutcome.TIMED_OUT, self._last, BalanceTooLowError(what))
 
-    def _ask_again(self, now: float, *, at_least: float = 0) -> AskAgain:
-        at = now + max(self.poll_interval * random.uniform(1 - JITTER, 1 + JITTER), at_least)  # noqa: S311
-        return AskAgain(max(now, min(at, self.deadline)))
-
     def _note_of(self, balance: Balance, now: float) -> Note | None:
         if balance.available == self._noted and now - self._noted_at < NOTE_INTERVAL:
             return None
         self._noted, self._noted_at = balance.available, now
         return Note(
             f"The account has {_described(balance)}; waiting until {shown(self.min_balance_usd)} are available."
-        )
-
-    def _note_of_trouble(self, error: KlingError, now: float, next_at: float) -> Note | None:
-        if self._noted_trouble_at is not None and now - self._noted_trouble_at < NOTE_INTERVAL:
-            return None
-        self._noted_trouble_at = now
-        return Note(
-            f"The balance could not be asked for: {error} Asking again in {next_at - now:.0f} s.",
-            logging.WARNING,
         )
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_provider_kling import metrics
 from airflow_provider_kling.api.errors import KlingError, Paid
-from airflow_provider_kling.result import MOST_LINK_CHARACTERS, error_text
+from airflow_provider_kling.result import error_text, link_to_keep
 
 if TYPE_CHECKING:
     from airflow_provider_kling.output_path import Coordinates
@@ -22,6 +22,7 @@ MOST_IN_TABLE = 100
 MOST_NAMED = 10
 """Videos that an error names one by one."""
 MOST_ERROR_CHARACTERS = 400
+"""Of each video's error: one XCom may hold :data:`MOST_IN_XCOM` of them, so it is cut shorter than a card's."""
 
 
 class FailOn(StrEnum):
@@ -46,7 +47,8 @@ class Ended(StrEnum):
     """It was not asked for."""
 
 
-_BY_BILL = {Paid.NO: Ended.FAILED, Paid.MAYBE: Ended.UNRESOLVED, Paid.YES: Ended.UNDELIVERED}
+WITHOUT_VIDEO = {Paid.NO: Ended.FAILED, Paid.MAYBE: Ended.UNRESOLVED, Paid.YES: Ended.UNDELIVERED}
+"""How a video that is not there ended, by what its error means for the bill."""
 
 
 class VideosFailedError(KlingError):
@@ -60,7 +62,6 @@ def completed(result: Mapping[str, Any]) -> dict[str, Any]:
     :param result: what :func:`~airflow_provider_kling.result.video_result` returned.
     """
     files = result["files"]
-    link = result["video_url"]
     told = {
         "outcome": Ended.COMPLETED.value,
         "task_id": result["task_id"],
@@ -68,8 +69,7 @@ def completed(result: Mapping[str, Any]) -> dict[str, Any]:
         "path": result["path"],
         "files": [file["path"] for file in files] if len(files) > 1 else None,
         "size_bytes": files[0]["size_bytes"] if files else None,
-        # The link dies after 7 days, and is of use only where the video was not stored.
-        "video_url": link if not files and link and len(link) <= MOST_LINK_CHARACTERS else None,
+        "video_url": link_to_keep(result),
         "duration_seconds": result["duration_seconds"],
         "completed_at": result["completed_at"],
         "generation_seconds": result["generation_seconds"],
@@ -89,10 +89,13 @@ def failed(
     """
     Return what is kept of a video that is not there.
 
-    :param paid: what it means for the bill.
+    :param error: why it is not there.
+    :param paid: what that means for the bill.
+    :param kling_task_id: the service's task id, where the error does not name it.
+    :param estimated_cost_usd: what it is or may be billed, USD; left out where it is not billed.
     """
     told = {
-        "outcome": _BY_BILL[paid].value,
+        "outcome": WITHOUT_VIDEO[paid].value,
         "task_id": error.task_id or kling_task_id,
         "reason": metrics.reason_of(error),
         "error": error_text(error, most_characters=MOST_ERROR_CHARACTERS),

@@ -14,9 +14,10 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_kling import metrics
-from airflow_provider_kling.api.errors import KlingError, Paid
+from airflow_provider_kling.api.errors import KlingError
+from airflow_provider_kling.batch_result import WITHOUT_VIDEO, Ended
 from airflow_provider_kling.exceptions import going_on
-from airflow_provider_kling.result import MOST_LINK_CHARACTERS, error_text, without_secrets
+from airflow_provider_kling.result import error_text, link_to_keep, without_secrets
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -31,6 +32,7 @@ SCHEMA = 1
 RESULT_KEPT = timedelta(days=7)
 """How long the service keeps a result, by its own page."""
 MOST_ERROR_CHARACTERS = 600
+"""Of the error on a card. There is one, so it may be longer than each of those in a list's results."""
 MOST_FILES = 20
 """Files of one Kling task that a card names. The service makes one, as far as was seen."""
 
@@ -47,24 +49,23 @@ _OF_A_FILE = (
 
 
 class CardState(StrEnum):
-    """How it stands with a video, or with a list of them, as far as its own task could tell."""
+    """
+    How it stands with a video, or with a list of them, as far as its own task could tell.
+
+    A video that is over has the words of :class:`~airflow_provider_kling.batch_result.Ended`.
+    """
 
     QUEUED = "queued"
     """The service has too much to do; it is asked again."""
     SUBMITTED = "submitted"
     """It is asked for."""
-    COMPLETED = "completed"
-    FAILED = "failed"
-    """There is none, and nothing was billed. Of a list: its task failed."""
-    UNRESOLVED = "unresolved"
-    """It may still be completed and billed: it took too long, contact was lost, or its submission is unknown."""
-    UNDELIVERED = "undelivered"
-    """It was billed, and could not be fetched or stored."""
+    COMPLETED = Ended.COMPLETED.value
+    FAILED = Ended.FAILED.value
+    """The same. Of a list: its task failed."""
+    UNRESOLVED = Ended.UNRESOLVED.value
+    UNDELIVERED = Ended.UNDELIVERED.value
     DRY_RUN = "dry_run"
     """It was checked and not asked for."""
-
-
-_BY_BILL = {Paid.NO: CardState.FAILED, Paid.MAYBE: CardState.UNRESOLVED, Paid.YES: CardState.UNDELIVERED}
 
 
 def asked_card(
@@ -112,8 +113,6 @@ def result_card(
     :param result: what :func:`~airflow_provider_kling.result.video_result` returned.
     :param submitted_at: when the service took it, epoch seconds; else its own word for that.
     """
-    files = result["files"]
-    link = result["video_url"]
     told = {
         "schema": SCHEMA,
         "kind": "video",
@@ -132,11 +131,11 @@ def result_card(
                 "generation_seconds",
             )
         },
-        "files": [file_on_card(file) for file in files[:MOST_FILES]],
+        "files": [file_on_card(file) for file in result["files"][:MOST_FILES]],
     }
     if result["request"] is not None:
         told["request"] = result["request"]
-    if not files and link and len(link) <= MOST_LINK_CHARACTERS:
+    if link := link_to_keep(result):
         told |= {"video_url": link, "expires_at": expires_at(result["completed_at"])}
     return told
 
@@ -153,7 +152,10 @@ def error_card(
     Return the card of a video that is not there.
 
     :param error: why the attempt ends.
-    :param kling_task_id: the service's task id, where there is one.
+    :param asked: what was asked for; without it the card does not tell of it.
+    :param kling_task_id: the service's task id, where there is one that the error does not name.
+    :param submitted_at: when the service took it, epoch seconds.
+    :param waits: whether the task waits for it.
     """
     told = asked_card(
         asked,
@@ -213,7 +215,7 @@ def why(error: BaseException, *, is_bought: bool) -> dict[str, Any]:
         text = f"{type(error).__name__}. The task's log tells more."
         return {"state": state.value, "reason": "other", "error": text}
     return {
-        "state": _BY_BILL[error.paid].value,
+        "state": WITHOUT_VIDEO[error.paid].value,
         "reason": metrics.reason_of(error),
         "error": error_text(error, most_characters=MOST_ERROR_CHARACTERS),
     }

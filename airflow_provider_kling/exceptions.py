@@ -41,6 +41,7 @@ from airflow_provider_kling.batch_result import VideosFailedError
 from airflow_provider_kling.budget import BudgetExceededError, InsufficientBalanceError
 from airflow_provider_kling.hooks.upload import FileChangedError, FileUnavailableError, UnusableFileError
 from airflow_provider_kling.ledger import LedgerError
+from airflow_provider_kling.submission import KilledError
 
 if TYPE_CHECKING:
     from airflow_provider_kling.waiting import TaskLog
@@ -55,10 +56,12 @@ __all__ = [
     "DownloadError",
     "FileChangedError",
     "FileUnavailableError",
+    "FunctionNotCalledAgainError",
     "InsufficientBalanceError",
     "InvalidInputError",
     "InvalidRequestError",
     "KeyRefusedError",
+    "KilledError",
     "KlingError",
     "KlingTaskError",
     "LedgerError",
@@ -89,6 +92,13 @@ __all__ = [
 
 
 STAYS_PAID = "The video is paid for, and its link is good for 7 days."
+
+
+class FunctionNotCalledAgainError(KlingError):
+    """An attempt goes on in another process, and what its function had returned is not to be had any more."""
+
+    default_retryable = True
+    default_next_step = "Nothing was billed. A retry calls the function again and asks for the video then."
 
 
 class OutputUnusableError(KlingError, ValueError):

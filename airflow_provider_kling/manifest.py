@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 import airflow_provider_kling
 from airflow_provider_kling.output_path import NOWHERE
-from airflow_provider_kling.result import recorded_usd, without_secrets
+from airflow_provider_kling.result import iso, recorded_usd, without_secrets
 
 if TYPE_CHECKING:
     from airflow_provider_kling.api.task import RecordedCost, VideoTask
@@ -191,9 +191,9 @@ def manifest_document(
         "request": without_secrets(asked.request) if asked else None,
         **dict.fromkeys(("dag_id", "run_id", "task_id", "map_index")),
         **(asdict(coordinates) if coordinates and coordinates != NOWHERE else {}),
-        "created_at": _iso(task.created_at),
-        "completed_at": _iso(task.completed_at),
-        "stored_at": _iso(pendulum.now("UTC")),
+        "created_at": iso(task.created_at),
+        "completed_at": iso(task.completed_at),
+        "stored_at": iso(pendulum.now("UTC")),
         "generation_seconds": task.generation_seconds,
         "cost": {
             "estimated_usd": asked.estimated_cost_usd if asked else None,
@@ -201,7 +201,3 @@ def manifest_document(
             "currency": "USD",
         },
     }
-
-
-def _iso(time: pendulum.DateTime | None) -> str | None:
-    return None if time is None else time.to_iso8601_string()

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, ParamSpec, Protocol
 
 from airflow.providers.common.compat.sdk import Stats
 
-from airflow_provider_kling.api.errors import KlingError, TaskFailedError
+from airflow_provider_kling.api.errors import FAIL_CODES, KlingError, TaskFailedError
 from airflow_provider_kling.api.pricing import PRICES, Estimate, highest
 from airflow_provider_kling.api.request import DEFAULT_MODE
 from airflow_provider_kling.budget import CURRENCY
@@ -36,18 +36,6 @@ CALLBACKS = "kling.callbacks"
 
 OTHER = "other"
 """The tag's value for what is not one of the few."""
-FAIL_CODES = frozenset(
-    {
-        "CONTENT_MODERATION",
-        "INVALID_INPUT",
-        "UPSTREAM_BUSY",
-        "UPSTREAM_FAILED",
-        "TIMEOUT",
-        "INTERNAL_ERROR",
-        "OTHER",
-    }
-)
-"""The codes that the service documents for failed tasks."""
 _MODELS = frozenset(model for model, _ in PRICES)
 _MODES = frozenset(mode for _, mode in PRICES)
 _MICRO = 1_000_000
@@ -143,8 +131,8 @@ def called_back(outcome: str) -> None:
     """
     Count a callback that reached Airflow's API server.
 
-    :param outcome: what became of it, as one of a few words: ``resumed``, ``recorded``, ``announced``, ``needless``,
-        ``check``, ``refused`` or ``later``.
+    :param outcome: what became of it, as one of a few words: ``resumed``, ``noted``, ``recorded``, ``announced``,
+        ``needless``, ``check``, ``refused`` or ``later``.
     """
     Stats.incr(CALLBACKS, tags={"outcome": outcome})
     # Plain StatsD drops the tags.

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from airflow_provider_kling.api.task import RecordedCost
     from airflow_provider_kling.storage import StoredFile
 
-MOST_LINK_CHARACTERS = 2000
-"""Longest link of the service that is kept in XCom."""
+_LONGEST_LINK = 2000
+"""Characters of the longest link of the service that is kept in XCom."""
 _LONGEST_TEXT = 4096
 """Characters from which a text in the request is a file in Base64, too large for XCom."""
 _LEFT_OUT = "<a file in Base64"
@@ -108,13 +108,25 @@ def video_result(
         "path": files[0].path if files else None,
         "files": [file.to_dict() for file in files],
         "duration_seconds": _duration(task, asked, files),
-        "created_at": _iso(task.created_at),
-        "completed_at": _iso(task.completed_at),
+        "created_at": iso(task.created_at),
+        "completed_at": iso(task.completed_at),
         "generation_seconds": task.generation_seconds,
         "estimated_cost_usd": asked.estimated_cost_usd if asked else None,
         "recorded_cost_usd": recorded_usd(recorded),
         "request": without_secrets(asked.request) if asked else None,
     }
+
+
+def link_to_keep(result: Mapping[str, Any]) -> str | None:
+    """
+    Return the service's link where it is worth keeping; None where the video was stored, or the link is too long.
+
+    It dies after 7 days, and until then whoever has it has the video.
+
+    :param result: what :func:`video_result` returned.
+    """
+    link: str | None = result["video_url"]
+    return link if link and not result["files"] and len(link) <= _LONGEST_LINK else None
 
 
 def recorded_usd(recorded: RecordedCost | None) -> float | None:
@@ -148,7 +160,11 @@ def address_without_secrets(address: str) -> str:
 
 
 def error_text(error: KlingError, *, most_characters: int) -> str:
-    """Return an error's text on one line, its addresses without what may give access, cut where it is too long."""
+    """
+    Return an error's text on one line, its addresses without what may give access, cut where it is too long.
+
+    :param most_characters: of the text that is returned, with the sign that it was cut.
+    """
     text = " ".join(_ADDRESS.sub(_found_without_secrets, str(error)).split())
     return text if len(text) <= most_characters else text[: most_characters - 1] + "…"
 
@@ -207,7 +223,8 @@ def _duration(task: VideoTask, asked: Asked | None, files: Sequence[StoredFile])
     return asked.duration_seconds if asked else None
 
 
-def _iso(time: pendulum.DateTime | None) -> str | None:
+def iso(time: pendulum.DateTime | None) -> str | None:
+    """Return a time as ISO 8601, as results and manifests tell it."""
     return None if time is None else time.to_iso8601_string()
 
 

@@ -10,9 +10,9 @@ import stat
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Self, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 from uuid import uuid4
 
 from airflow.providers.common.compat.sdk import AirflowNotFoundException, BaseHook, ObjectStoragePath
@@ -126,18 +126,6 @@ class StoredFile:
     def to_dict(self) -> dict[str, Any]:
         """Return it as plain JSON, for XCom."""
         return asdict(self)
-
-    @classmethod
-    def from_dict(cls, value: Mapping[str, Any]) -> Self:
-        """
-        Read what :meth:`to_dict` returned. Fields of later versions are left alone.
-
-        :raises ValueError: where it is something else.
-        """
-        try:
-            return cls(**{field.name: value[field.name] for field in fields(cls) if field.name in value})
-        except (TypeError, KeyError) as error:
-            raise ValueError(f"This is no stored file: {value!r}") from error
 
 
 class ResultStorage:

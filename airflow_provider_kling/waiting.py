@@ -105,7 +105,71 @@ class Over:
     error: KlingError | None = None
 
 
-class Waiting:
+class PollPolicy:
+    """
+    When to ask the service again, and how much trouble with that to bear. It is the same for all that is waited for.
+
+    :param what: what is asked for, as the beginning of a sentence.
+    :param deadline: when to give up, epoch seconds.
+    :param poll_interval: seconds between two questions.
+    :param max_failures: failed questions in a row after which contact counts as lost.
+    :param failures: failed questions in a row so far.
+    """
+
+    __slots__ = ("_failures", "_max_failures", "_noted_trouble_at", "_what", "deadline", "poll_interval")
+
+    def __init__(
+        self, what: str, *, deadline: float, poll_interval: float, max_failures: int, failures: int
+    ) -> None:
+        self.deadline = deadline
+        self.poll_interval = poll_interval
+        self._what = what
+        self._max_failures = max_failures
+        self._failures = failures
+        self._noted_trouble_at = -math.inf
+
+    def net(self, now: float) -> timedelta:
+        """Return the time from now after which Airflow itself ends a deferred task whose trigger never fires."""
+        return timedelta(seconds=max(0.0, self.deadline - now)) + DEFER_NET
+
+    def begin(self, now: float, *, since: float | None = None) -> AskAgain:
+        """
+        Decide when to ask first: one interval from now, or at the deadline where that is earlier.
+
+        :param since: when the intervals began, epoch seconds, where that was before now: the next of them counts.
+        """
+        if since is None or since >= now:
+            return self._ask_again(now)
+        interval = self._interval()
+        return AskAgain(max(now, min(now + interval - (now - since) % interval, self.deadline)))
+
+    def _bear(self, error: KlingError, now: float) -> AskAgain | None:
+        """
+        Decide when to ask again after a failed question; None where too many in a row have failed.
+
+        A service that asks for patience (429) is not out of contact, so that does not count as a failure.
+        """
+        if not isinstance(error, RateLimitedError):
+            self._failures += 1
+        if self._failures >= self._max_failures:
+            return None
+        again = self._ask_again(now, at_least=error.retry_after or 0)
+        if now - self._noted_trouble_at < NOTE_INTERVAL:
+            return again
+        self._noted_trouble_at = now
+        text = f"{self._what} could not be asked for: {error} Asking again in {again.at - now:.0f} s."
+        return replace(again, note=Note(text, logging.WARNING))
+
+    def _ask_again(self, now: float, *, at_least: float = 0) -> AskAgain:
+        at = now + max(self._interval(), at_least)
+        # The last query is at the deadline itself, so that a video completed just before it is not given up.
+        return AskAgain(max(now, min(at, self.deadline)))
+
+    def _interval(self) -> float:
+        return self.poll_interval * random.uniform(1 - JITTER, 1 + JITTER)  # noqa: S311
+
+
+class Waiting(PollPolicy):
     """
     Decides what follows from each answer about one task.
 
@@ -120,14 +184,9 @@ class Waiting:
 
     __slots__ = (
         "_asks_for_link",
-        "_failures",
-        "_max_failures",
         "_noted_at",
         "_noted_state",
-        "_noted_trouble_at",
         "_warned_of_state",
-        "deadline",
-        "poll_interval",
         "started",
         "task_id",
     )
@@ -143,17 +202,19 @@ class Waiting:
         failures: int = 0,
         asks_for_link: int = 0,
     ) -> None:
+        super().__init__(
+            f"Task {task_id}",
+            deadline=deadline,
+            poll_interval=poll_interval,
+            max_failures=max_failures,
+            failures=failures,
+        )
         self.task_id = task_id
-        self.deadline = deadline
-        self.poll_interval = poll_interval
         self.started = started
-        self._max_failures = max_failures
-        self._failures = failures
         self._asks_for_link = asks_for_link
         self._warned_of_state = False
         self._noted_state: str | None = None
         self._noted_at = started
-        self._noted_trouble_at: float | None = None
 
     @classmethod
     def resumed(cls, event: WaitEvent, *, poll_interval: float, max_failures: int = MAX_FAILURES) -> Waiting:
@@ -173,21 +234,6 @@ class Waiting:
             asks_for_link=MAX_ASKS_FOR_LINK - 1 if event.outcome is Outcome.NO_RESULT else 0,
         )
 
-    def net(self, now: float) -> timedelta:
-        """Return the time from now after which Airflow itself ends a deferred task whose trigger never fires."""
-        return timedelta(seconds=max(0.0, self.deadline - now)) + DEFER_NET
-
-    def begin(self, now: float, *, since: float | None = None) -> AskAgain:
-        """
-        Decide when to ask first: one interval from now, or at the deadline where that is earlier.
-
-        :param since: when the intervals began, epoch seconds, where that was before now: the next of them counts.
-        """
-        if since is None or since >= now:
-            return self._ask_again(now)
-        interval = self._interval()
-        return AskAgain(max(now, min(now + interval - (now - since) % interval, self.deadline)))
-
     def on_task(self, task: VideoTask, now: float) -> AskAgain | Over:
         """Decide what follows from an answer."""
         self._failures = 0
@@ -200,27 +246,20 @@ class Waiting:
         return replace(self._ask_again(now), note=self._note_of_progress(task, now))
 
     def on_error(self, error: KlingError, now: float) -> AskAgain | Over:
-        """
-        Decide what follows from a failed query: it is not a failed video.
-
-        A service that asks for patience (429) is not out of contact, so that does not count as a failure.
-        """
+        """Decide what follows from a failed query: it is not a failed video."""
         if not error.retryable:
             return Over(Outcome.REFUSED, error=error)
+        # The video was asked for before.
+        error.next_step = error.next_step.removeprefix("Nothing was sent and nothing was billed. ")
         if now >= self.deadline:
             return self._timed_out(None, last_error=error)
-        if not isinstance(error, RateLimitedError):
-            self._failures += 1
-        if self._failures >= self._max_failures:
-            return Over(
-                Outcome.LOST_CONTACT,
-                error=LostContactError(
-                    f"Task {self.task_id}: {self._failures} queries in a row failed, the last with: {error}",
-                    task_id=self.task_id,
-                ),
-            )
-        again = self._ask_again(now, at_least=error.retry_after or 0)
-        return replace(again, note=self._note_of_trouble(error, now, again.at))
+        return self._bear(error, now) or Over(
+            Outcome.LOST_CONTACT,
+            error=LostContactError(
+                f"{self._what}: {self._failures} queries in a row failed, the last with: {error}",
+                task_id=self.task_id,
+            ),
+        )
 
     def _on_completed(self, task: VideoTask, now: float) -> AskAgain | Over:
         if task.result_urls:
@@ -252,23 +291,6 @@ class Waiting:
             what += f"; the last query failed: {last_error.what}"
         return Over(Outcome.TIMED_OUT, task, TaskTimeoutError(what, task_id=self.task_id))
 
-    def _ask_again(self, now: float, *, at_least: float = 0) -> AskAgain:
-        at = now + max(self._interval(), at_least)
-        # The last query is at the deadline itself, so that a video completed just before it is not given up.
-        return AskAgain(max(now, min(at, self.deadline)))
-
-    def _interval(self) -> float:
-        return self.poll_interval * random.uniform(1 - JITTER, 1 + JITTER)  # noqa: S311
-
-    def _note_of_trouble(self, error: KlingError, now: float, next_at: float) -> Note | None:
-        if self._noted_trouble_at is not None and now - self._noted_trouble_at < NOTE_INTERVAL:
-            return None
-        self._noted_trouble_at = self._noted_at = now
-        return Note(
-            f"Task {self.task_id} could not be asked for: {error} Asking again in {next_at - now:.0f} s.",
-            logging.WARNING,
-        )
-
     def _note_of_progress(self, task: VideoTask, now: float) -> Note | None:
         state = task.service_state or task.state.value
         elapsed = pendulum.duration(seconds=max(1, int(now - self.started))).in_words()
@@ -280,7 +302,7 @@ class Waiting:
             )
         elif state != self._noted_state:
             note = Note(f"Task {self.task_id} is {state} ({elapsed} so far).")
-        elif now - self._noted_at >= NOTE_INTERVAL:
+        elif now - max(self._noted_at, self._noted_trouble_at) >= NOTE_INTERVAL:
             note = Note(f"Task {self.task_id} is still {state} ({elapsed} so far).")
         else:
             return None

@@ -14,11 +14,14 @@ from airflow.providers.common.compat.sdk import AirflowFailException
 
 from airflow_provider_kling.api.errors import InvalidRequestError, KlingError, Paid
 from airflow_provider_kling.api.request import VideoRequest
-from airflow_provider_kling.card import MOST_ERROR_CHARACTERS, error_card, expires_at, why
+from airflow_provider_kling.api.task import TaskState, VideoTask
+from airflow_provider_kling.batch_result import completed
+from airflow_provider_kling.card import MOST_ERROR_CHARACTERS, error_card, expires_at, result_card, why
 from airflow_provider_kling.decorators.kling import KlingVideoDecoratedOperator
 from airflow_provider_kling.emulator import KlingEmulator
 from airflow_provider_kling.operators.batch import KlingGenerateVideoBatchOperator
 from airflow_provider_kling.operators.kling import KlingDownloadVideoOperator, KlingGenerateVideoOperator
+from airflow_provider_kling.result import video_result
 from airflow_provider_kling.sensors.kling import KlingVideoSensor
 from tests.conftest import AIRFLOW
 from tests.task_runs import TaskInstance, TaskRun, run_task
@@ -442,6 +445,15 @@ def test_the_state_of_a_failure_is_what_it_means_for_the_bill(paid: Paid, state:
     assert (card["state"], card["task_id"]) == (state, "k-1")
     assert len(card["error"]) == MOST_ERROR_CHARACTERS
     assert "\n" not in card["error"]
+
+
+@pytest.mark.parametrize(("length", "is_kept"), [(2000, True), (2001, False)])
+def test_a_link_that_is_too_long_for_xcom_is_left_out(length: int, *, is_kept: bool) -> None:
+    link = "https://r2.example/".ljust(length, "x")
+    made = VideoTask(task_id="k-1", state=TaskState.COMPLETED, result_urls=(link,))
+    result = video_result(made)
+    assert result_card(result).get("video_url") == (link if is_kept else None)
+    assert completed(result).get("video_url") == (link if is_kept else None)
 
 
 def test_airflows_own_failure_is_no_card_of_ours(kling_emulator: KlingEmulator, ti: Watched) -> None:

@@ -293,6 +293,16 @@ class ResultExpiredError(DownloadError):
     )
 
 
+FAIL_CODES = (
+    "CONTENT_MODERATION",
+    "INVALID_INPUT",
+    "UPSTREAM_BUSY",
+    "UPSTREAM_FAILED",
+    "TIMEOUT",
+    "INTERNAL_ERROR",
+    "OTHER",
+)
+"""The codes that the service documents for failed tasks."""
 _MODERATION_WORDS = re.compile(r"policy|safety|moderation|sensitive|prohibited|nsfw", re.IGNORECASE)
 _CONCURRENCY_WORDS = re.compile(
     r"concurren|too many (?:running )?tasks|\b1303\b|parallel task", re.IGNORECASE

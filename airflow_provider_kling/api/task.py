@@ -11,7 +11,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from enum import StrEnum
 from typing import Any
@@ -60,7 +60,6 @@ class VideoTask:
     :param retryable: the service's own word on whether asking again can help.
     :param duration_seconds: length of the video, seconds, where the service tells it.
     :param generation_seconds: how long the service worked on it, seconds.
-    :param param: the request, where the answer carries it (callbacks do).
     """
 
     task_id: str
@@ -75,7 +74,6 @@ class VideoTask:
     retryable: bool | None = None
     duration_seconds: float | None = None
     generation_seconds: float | None = None
-    param: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def has_known_state(self) -> bool:
@@ -132,7 +130,6 @@ class VideoTask:
             retryable=_boolean(payload.get("retryable")),
             duration_seconds=_number(_first(result, "videoDuration", "duration")),
             generation_seconds=generation_seconds,
-            param=_as_mapping(payload.get("param")),
         )
 
 

@@ -11,6 +11,7 @@ from airflow.providers.common.compat.sdk import determine_kwargs as arguments_fo
 from airflow_provider_kling.api.errors import InvalidRequestError, KlingError
 from airflow_provider_kling.api.request import Fault, VideoRequest, find_faults
 from airflow_provider_kling.arguments import comes_later
+from airflow_provider_kling.exceptions import FunctionNotCalledAgainError
 from airflow_provider_kling.generation import asked_before
 from airflow_provider_kling.operators.kling import KlingGenerateVideoOperator
 
@@ -46,13 +47,6 @@ class VideoRequestFields(TypedDict, total=False):
     multi_prompt: Sequence[Mapping[str, Any] | Shot] | None
     watermark_info: bool | Mapping[str, Any] | WatermarkInfo | None
     extra_body: Mapping[str, Any] | None
-
-
-class FunctionNotCalledAgainError(KlingError):
-    """An attempt goes on in another process, and what its function had returned is not to be had any more."""
-
-    default_retryable = True
-    default_next_step = "Nothing was billed. A retry calls the function again and asks for the video then."
 
 
 class KlingVideoDecoratedOperator(DecoratedOperator, KlingGenerateVideoOperator):

@@ -65,16 +65,6 @@ The ways in which an answer can differ from the documented one.
 ``data_is_text``: the payload is missing or is something else.
 """
 
-FAIL_CODES = (
-    "CONTENT_MODERATION",
-    "INVALID_INPUT",
-    "UPSTREAM_BUSY",
-    "UPSTREAM_FAILED",
-    "TIMEOUT",
-    "INTERNAL_ERROR",
-    "OTHER",
-)
-
 _API_CALLS: frozenset[str] = frozenset({"create", "query", "upload", "balance", "record", "models"})
 _GROUPS: Mapping[str, str] = {
     **dict.fromkeys(("answer", "reset", "lost_answer", "refuse", "cut", "stall", "drop"), "answer"),

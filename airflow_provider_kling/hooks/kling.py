@@ -16,6 +16,7 @@ from airflow.providers.common.compat.sdk import BaseHook
 import airflow_provider_kling
 from airflow_provider_kling.api.errors import (
     BadRequestError,
+    ConnectionSettingsError,
     DownloadError,
     KeyRefusedError,
     KlingError,
@@ -132,6 +133,7 @@ class KlingHook(BaseHook):
         What the connection says.
 
         :raises ConnectionSettingsError: where there is no such connection or it cannot be used.
+        :raises ConnectionLookupError: where Airflow could not be asked for it.
         """
         if self._settings is None:
             try:
@@ -145,7 +147,7 @@ class KlingHook(BaseHook):
         """
         Return the client of the connection.
 
-        :raises ConnectionSettingsError: where there is no such connection or it cannot be used.
+        :raises ConnectionSettingsError, ConnectionLookupError: as :attr:`settings` does.
         """
         if self._client is None:
             # Operators import this module too, and requests would be most of what that costs them.
@@ -167,6 +169,7 @@ class KlingHook(BaseHook):
 
         :param before_post: called right before each POST; what it raises stops that.
         :raises InvalidRequestError: where a reference is a file that was not uploaded.
+        :raises ConnectionSettingsError, ConnectionLookupError: as :attr:`settings` does.
         :raises UnknownSubmissionError: where nobody can tell whether a task was created.
         :raises ServiceError: where the service refused the request; nothing was billed.
         """
@@ -178,7 +181,7 @@ class KlingHook(BaseHook):
             try:
                 return self._ask(call, read_task)
             except (UnreachableError, RateLimitedError) as error:
-                pause = max(error.retry_after or 0, 2**attempt * random.uniform(0.5, 1))  # noqa: S311
+                pause = _pause(error, attempt)
                 if attempt == SUBMIT_TRIES or pause > MAX_PATIENCE:
                     raise
                 self.log.warning("%s Asking again in %.0f s.", error, pause)
@@ -189,6 +192,7 @@ class KlingHook(BaseHook):
         """
         Ask for a task's state. It is free, and repeated on passing faults.
 
+        :raises ConnectionSettingsError, ConnectionLookupError: as :attr:`settings` does.
         :raises ServiceError: where there was no usable answer.
         """
         return self._ask(query_call(task_id), read_task, retries=True)
@@ -197,6 +201,7 @@ class KlingHook(BaseHook):
         """
         Ask for a task's state once, without repeating: for whoever has a waiting policy of its own.
 
+        :raises ConnectionSettingsError, ConnectionLookupError: as :attr:`settings` does.
         :raises ServiceError: where there was no usable answer.
         """
         return self._ask(query_call(task_id), read_task)
@@ -215,7 +220,10 @@ class KlingHook(BaseHook):
         :param poll_interval: seconds between two queries.
         :raises TaskFailedError: the service reports it as failed.
         :raises TaskTimeoutError: it was not over in time; the service goes on with it.
-        :raises LostContactError: the service could not be asked several times in a row.
+        :raises NoResultError: it is completed, and answer after answer has no link to the video.
+        :raises LostContactError: the service could not be asked, or the connection not be looked up, several times in
+            a row.
+        :raises ConnectionSettingsError: the connection cannot be used.
         :raises ServiceError: the service refuses to be asked.
         """
         now = time.time()
@@ -238,6 +246,7 @@ class KlingHook(BaseHook):
         Ask for a task until its wait is over, holding this thread. Nothing is raised for the video's sake.
 
         :param log: where to tell how it goes; the hook's own log where None is given.
+        :raises ConnectionSettingsError: where the connection cannot be used.
         """
         while True:
             decision = self.ask_once(waiting, log=log)
@@ -247,13 +256,16 @@ class KlingHook(BaseHook):
 
     def ask_once(self, waiting: Waiting, *, log: TaskLog | None = None) -> AskAgain | Over:
         """
-        Ask for a task once, and decide what follows.
+        Ask for a task once, and decide what follows. A failed look-up of the connection counts as a failed query.
 
         :param log: where to tell how it goes; the hook's own log where None is given.
+        :raises ConnectionSettingsError: where the connection cannot be used.
         """
         try:
             task = self.query_task(waiting.task_id)
-        except ServiceError as error:
+        except KlingError as error:
+            if isinstance(error, ConnectionSettingsError) and not error.retryable:
+                raise
             decision = waiting.on_error(error, time.time())
         else:
             decision = waiting.on_task(task, time.time())
@@ -268,6 +280,7 @@ class KlingHook(BaseHook):
 
         :param url: a task's ``video_url``.
         :param path: the file to write; its directory is made if it is not there.
+        :raises ConnectionSettingsError, ConnectionLookupError: as :attr:`settings` does.
         :raises ResultExpiredError: where the link is dead.
         :raises DownloadError: where the file could not be fetched or written.
         """
@@ -285,6 +298,7 @@ class KlingHook(BaseHook):
         Tell whether a link to a result still works, without fetching the result.
 
         :return: False only where the service says that it is gone; a passing fault is no proof of that.
+        :raises ConnectionSettingsError, ConnectionLookupError: as :attr:`settings` does.
         """
         try:
             with self.get_conn().open_result(url):
@@ -308,6 +322,7 @@ class KlingHook(BaseHook):
         :raises UnusableFileError: where there is no such file, or it may not be read.
         :raises FileUnavailableError: where it cannot be read just now.
         :raises FileChangedError: where it has another checksum.
+        :raises ConnectionSettingsError, ConnectionLookupError: as :attr:`settings` does.
         :raises ServiceError: where the service did not take it.
         """
         from airflow_provider_kling.hooks.upload import UploadBody, file_name, open_file
@@ -325,7 +340,7 @@ class KlingHook(BaseHook):
             except (UnreachableError, RateLimitedError, ServiceUnavailableError) as error:
                 if body.failure is not None:
                     raise error_of_file(shown, body.failure) from body.failure
-                pause = max(error.retry_after or 0, 2**attempt * random.uniform(0.5, 1))  # noqa: S311
+                pause = _pause(error, attempt)
                 if attempt == UPLOAD_TRIES or pause > MAX_PATIENCE:
                     error.next_step += " An upload costs nothing, and nothing was billed."
                     raise
@@ -342,6 +357,7 @@ class KlingHook(BaseHook):
         Ask for the money left.
 
         :return: None where the service does not tell.
+        :raises ConnectionSettingsError, ConnectionLookupError: as :attr:`settings` does.
         :raises ServiceError: where there was no usable answer.
         """
         return self._ask_for_extra(balance_call(), read_balance)
@@ -351,6 +367,7 @@ class KlingHook(BaseHook):
         Ask what a task really cost.
 
         :return: None where the service does not tell.
+        :raises ConnectionSettingsError, ConnectionLookupError: as :attr:`settings` does.
         :raises ServiceError: where there was no usable answer.
         """
         return self._ask_for_extra(record_call(task_id), read_cost)
@@ -360,6 +377,7 @@ class KlingHook(BaseHook):
         Ask for the ids of the models.
 
         :return: None where the service does not tell.
+        :raises ConnectionSettingsError, ConnectionLookupError: as :attr:`settings` does.
         :raises ServiceError: where there was no usable answer.
         """
         return self._ask_for_extra(models_call(), read_models)
@@ -413,6 +431,11 @@ class KlingHook(BaseHook):
             self._told.add(call.operation)
             self.log.warning("The service does not offer the %s call; going on without it.", call.operation)
         return found
+
+
+def _pause(error: ServiceError, attempt: int) -> float:
+    """Return seconds to wait after a failed try: longer after each, and as long as the service asks for."""
+    return max(error.retry_after or 0, 2.0**attempt * random.uniform(0.5, 1))  # noqa: S311
 
 
 def _connection_type() -> dict[str, Any]:

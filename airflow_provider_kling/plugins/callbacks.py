@@ -246,7 +246,7 @@ class Receiver:
         except TaskNotFoundError:
             return None
         except (KlingError, TimeoutError) as error:
-            raise UnavailableError(f"the service: {error or 'no answer in time'}") from error
+            raise UnavailableError(f"the service: {str(error) or 'no answer in time'}") from error
 
     @asynccontextmanager
     async def _turn(self, token: CallbackToken) -> AsyncIterator[None]:
@@ -293,7 +293,10 @@ def create_app() -> FastAPI:
     @app.post("/{token}", openapi_extra=_BODY, responses=_RESPONSES)
     async def receive(token: str, request: Request) -> JSONResponse:
         """Take what the service tells about a video that is over."""
-        receiver = receivers.setdefault(asyncio.get_running_loop(), Receiver())
+        loop = asyncio.get_running_loop()
+        receiver = receivers.get(loop)
+        if receiver is None:
+            receiver = receivers[loop] = Receiver()
         address = request.client.host if request.client else ""
         verdict = await receiver.take(token, functools.partial(_body, request), address=address)
         level = logging.WARNING if verdict.answer is Answer.COME_AGAIN else logging.INFO

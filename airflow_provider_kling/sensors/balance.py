@@ -18,7 +18,7 @@ from airflow.providers.common.compat.sdk import (
     conf,
 )
 
-from airflow_provider_kling.api.errors import ServiceError
+from airflow_provider_kling.api.errors import KlingError
 from airflow_provider_kling.api.protocol import balance_call, read_balance
 from airflow_provider_kling.balance import (
     DEFAULT_POKE_INTERVAL,
@@ -30,7 +30,7 @@ from airflow_provider_kling.balance import (
 )
 from airflow_provider_kling.budget import shown, usd
 from airflow_provider_kling.config import max_failed_queries
-from airflow_provider_kling.exceptions import raising_to_airflow, to_airflow
+from airflow_provider_kling.exceptions import to_airflow
 from airflow_provider_kling.hooks.kling import KlingHook
 from airflow_provider_kling.hooks.settings import DEFAULT_CONN_ID
 from airflow_provider_kling.waiting import AskAgain, note_to
@@ -51,7 +51,8 @@ class KlingBalanceSensor(BaseSensorOperator):
     tasks of the same account may spend it first.
 
     ``mode``, ``soft_fail``, ``timeout`` and the other arguments of Airflow's sensors mean what they mean there. In mode
-    ``reschedule`` each question is asked in a process of its own, so failed ones are borne until ``timeout``.
+    ``reschedule`` each question is asked in a process of its own, so failed ones, and failed look-ups of the
+    connection, are borne until ``timeout``.
 
     :param min_balance_usd: what must be available, USD.
     :param kling_conn_id: id of a connection of type ``kling``.
@@ -99,7 +100,7 @@ class KlingBalanceSensor(BaseSensorOperator):
     def poke(self, context: Context) -> PokeReturnValue:
         """Ask once whether there is enough. How long to go on is for Airflow's sensor to decide."""
         self._poking = self._poking or self._waiting(deadline=math.inf)
-        with closing(KlingHook(self.kling_conn_id)) as hook, raising_to_airflow():
+        with closing(KlingHook(self.kling_conn_id)) as hook:
             decision = self._ask(hook, self._poking)
         if isinstance(decision, AskAgain):
             return PokeReturnValue(is_done=False)
@@ -127,7 +128,7 @@ class KlingBalanceSensor(BaseSensorOperator):
         )
 
     def _follow(self, waiting: BalanceWaiting) -> dict[str, Any]:
-        with closing(KlingHook(self.kling_conn_id)) as hook, raising_to_airflow():
+        with closing(KlingHook(self.kling_conn_id)) as hook:
             decision = self._ask(hook, waiting)
             if isinstance(decision, AskAgain):
                 # Imported here: who only reads a Dag needs no trigger.
@@ -146,7 +147,7 @@ class KlingBalanceSensor(BaseSensorOperator):
         try:
             # Not hook.get_balance(): that repeats by itself, and would say that it goes on without a balance.
             balance = read_balance(call, hook.get_conn().send(call))
-        except ServiceError as error:
+        except KlingError as error:
             decision = waiting.on_error(error, time.time())
         else:
             decision = waiting.on_balance(balance, time.time())

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import (
     AirflowFailException,
@@ -19,11 +19,12 @@ from airflow.providers.common.compat.sdk import (
 )
 
 from airflow_provider_kling.airflow_versions import AIRFLOW_V_3_3_PLUS
+from airflow_provider_kling.api.errors import KlingError, TaskTimeoutError
 from airflow_provider_kling.arguments import task_id_in
 from airflow_provider_kling.card import error_card, leave_card, result_card
 from airflow_provider_kling.config import max_failed_queries
 from airflow_provider_kling.deferral import follow, of_a_task_made_elsewhere
-from airflow_provider_kling.exceptions import going_on, to_airflow
+from airflow_provider_kling.exceptions import going_on, raising_to_airflow
 from airflow_provider_kling.hooks.kling import KlingHook
 from airflow_provider_kling.hooks.settings import DEFAULT_CONN_ID
 from airflow_provider_kling.links.kling import KlingVideoLink
@@ -32,7 +33,6 @@ from airflow_provider_kling.waiting import (
     DEFAULT_POLL_INTERVAL,
     DEFER_NET,
     AskAgain,
-    Outcome,
     Over,
     WaitEvent,
     Waiting,
@@ -53,7 +53,8 @@ class KlingVideoSensor(BaseSensorOperator):
     Wait until a video is made that something else asked for.
 
     ``mode``, ``soft_fail``, ``timeout`` and the other arguments of Airflow's sensors mean what they mean there.
-    In mode ``reschedule`` each query runs in a process of its own, so failed queries are borne until ``timeout``.
+    In mode ``reschedule`` each query runs in a process of its own, so failed queries, and failed look-ups of the
+    connection, are borne until ``timeout``.
 
     :param kling_task_id: the service's task id.
     :param kling_conn_id: id of a connection of type ``kling``, of the account that made the task.
@@ -149,7 +150,7 @@ class KlingVideoSensor(BaseSensorOperator):
     def poke(self, context: Context) -> PokeReturnValue:
         """Ask once whether the video is made. How long to go on is for Airflow's sensor to decide."""
         self._poking = self._poking or self._waiting(deadline=math.inf)
-        with closing(KlingHook(self.kling_conn_id)) as hook:
+        with self._ending(context), closing(KlingHook(self.kling_conn_id)) as hook:
             decision = hook.ask_once(self._poking)
             if isinstance(decision, AskAgain):
                 return PokeReturnValue(is_done=False)
@@ -173,17 +174,13 @@ class KlingVideoSensor(BaseSensorOperator):
         )
 
     def _follow(self, context: Context, waiting: Waiting) -> dict[str, Any]:
-        with closing(KlingHook(self.kling_conn_id)) as hook:
+        with self._ending(context), closing(KlingHook(self.kling_conn_id)) as hook:
             self._show_link(context, hook, waiting.task_id, None)
             return self._deliver(context, hook, follow(self, hook, waiting, deferrable=True))
 
     def _deliver(self, context: Context, hook: KlingHook, over: Over) -> dict[str, Any]:
         if over.error is not None:
-            error = of_a_task_made_elsewhere(over.error)
-            leave_card(
-                context, lambda: error_card(error, kling_task_id=task_id_in(self.kling_task_id)), log=self.log
-            )
-            self._fail(over)
+            raise of_a_task_made_elsewhere(over.error)
         assert over.task is not None  # noqa: S101 - every outcome without an error has a task
         self._show_link(context, hook, over.task.task_id, over.task.video_url)
         self.log.info("Kling task %s is completed.", over.task.task_id)
@@ -195,13 +192,18 @@ class KlingVideoSensor(BaseSensorOperator):
         with going_on(self.log, "The link to the video could not be shown"):
             KlingVideoLink.push(context, task_id, video_url, base_url=hook.settings.base_url, stays=False)
 
-    @staticmethod
-    def _fail(over: Over) -> NoReturn:
-        error = over.error
-        assert error is not None  # noqa: S101 - told apart by the caller
-        if over.outcome is Outcome.TIMED_OUT:
-            raise AirflowSensorTimeout(str(error)) from error
-        raise to_airflow(error)
+    @contextmanager
+    def _ending(self, context: Context) -> Iterator[None]:
+        """Leave a card of an error that ends the attempt, and raise what Airflow knows."""
+        with raising_to_airflow():
+            try:
+                yield
+            except KlingError as error:
+                failed = error_card(error, kling_task_id=task_id_in(self.kling_task_id))
+                leave_card(context, lambda: failed, log=self.log)
+                if isinstance(error, TaskTimeoutError):
+                    raise AirflowSensorTimeout(str(error)) from error
+                raise
 
     def _waiting(self, *, deadline: float) -> Waiting:
         return Waiting(

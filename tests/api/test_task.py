@@ -121,7 +121,6 @@ def test_a_callback_gives_what_is_in_its_json_strings() -> None:
     assert task.result_urls == (LINK,)
     assert task.duration_seconds == 5.04
     assert task.generation_seconds == 12.345
-    assert task.param == {"prompt": "a cat", "duration": "5"}
 
 
 @pytest.mark.parametrize("result", [None, '{"resultUrls": []}', {"resultUrls": []}])
@@ -383,11 +382,6 @@ def test_the_length_of_the_video_is_told_where_the_service_tells_it(
     result: Any, seconds: float | None
 ) -> None:
     assert read({"taskId": "clxxx", "resultJson": result}).duration_seconds == seconds
-
-
-@pytest.mark.parametrize("param", ["{", "[1]", "5", None, 5, [], "[" * 100_000])
-def test_a_param_that_is_no_mapping_is_empty(param: Any) -> None:
-    assert read({"taskId": "clxxx", "param": param}).param == {}
 
 
 # The reasons of a failure

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import requests
 
+from airflow_provider_kling.api.errors import FAIL_CODES
 from airflow_provider_kling.emulator import Fault, KlingEmulator
 from airflow_provider_kling.emulator.answers import UNKNOWN_STATE
-from airflow_provider_kling.emulator.faults import FAIL_CODES, Facts, FaultPlan
+from airflow_provider_kling.emulator.faults import Facts, FaultPlan
 from tests.emulator.caller import Caller, eventually
 
 

@@ -6,6 +6,7 @@ import datetime
 import ipaddress
 import json
 import logging
+import math
 import ssl
 import time
 from collections.abc import Callable
@@ -66,14 +67,17 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 @pytest.fixture
-def failing_lookups(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException], list[str]]:
-    """Let Airflow fail to look a connection up; returns the list of those that were asked for."""
+def failing_lookups(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
+    """Let Airflow fail to look a connection up, always or some times; returns the list of those that were asked for."""
+    found = BaseHook.get_connection
 
-    def fail(error: BaseException) -> list[str]:
+    def fail(error: BaseException, *, times: float = math.inf) -> list[str]:
         asked: list[str] = []
 
         def get_connection(conn_id: str, *_: Any, **__: Any) -> Any:
             asked.append(conn_id)
+            if len(asked) > times:
+                return found(conn_id)
             raise error
 
         async def aget_connection(conn_id: str, *_: Any, **__: Any) -> Any:

@@ -804,6 +804,23 @@ def test_balance_cost_and_models_are_read(hook: MakeHook) -> None:
 # The connection and its test
 
 
+def test_a_wait_bears_a_connection_that_cannot_be_looked_up_for_a_while(
+    hook: MakeHook, clock: Clock, failing_lookups: Any
+) -> None:
+    with Loopback(task_answer(state="completed", resultUrls=["https://x/y.mp4"])) as service:
+        asking = hook(service)
+        failing_lookups(RuntimeError("the API server is away"), times=2)
+        assert asking.wait("task-1", poll_interval=20).video_url == "https://x/y.mp4"
+        assert len(clock.naps) == 2
+
+
+def test_a_wait_with_a_connection_that_cannot_be_used_ends_at_once(connect: Connect, clock: Clock) -> None:
+    connect(password="")
+    with pytest.raises(ConnectionSettingsError, match="it has no key"):
+        KlingHook().wait("task-1")
+    assert clock.naps == []
+
+
 def test_nothing_is_looked_up_before_the_first_call(failing_lookups: Any) -> None:
     asked = failing_lookups(AssertionError("looked up"))
     hook = KlingHook("elsewhere")

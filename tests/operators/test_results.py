@@ -22,11 +22,12 @@ from airflow_provider_kling.api.errors import ResultExpiredError, TaskFailedErro
 from airflow_provider_kling.emulator import KlingEmulator
 from airflow_provider_kling.operators.kling import KlingDownloadVideoOperator, KlingGenerateVideoOperator
 from airflow_provider_kling.storage import StorageError
+from tests.hooks.conftest import Connect, connect, failing_lookups
 from tests.media import draw_image, draw_video
 from tests.s3 import S3Server, s3_endpoint, s3_server
 from tests.task_runs import OutletEvents, TaskInstance, link_to, run_task
 
-__all__ = ["s3_endpoint", "s3_server"]
+__all__ = ["connect", "failing_lookups", "s3_endpoint", "s3_server"]
 
 both_ways = pytest.mark.parametrize("deferrable", [False, True], ids=["on the worker", "deferred"])
 
@@ -265,26 +266,30 @@ def test_an_error_of_any_kind_after_the_submit_does_not_buy_a_second_video(
 
 @pytest.mark.kling_emulator(latency="never")
 def test_a_connection_that_is_out_of_reach_when_the_task_resumes_does_not_buy_a_second_video(
-    kling_emulator: KlingEmulator, monkeypatch: pytest.MonkeyPatch, airflow_db: None
+    kling_emulator: KlingEmulator, failing_lookups: Callable[..., list[str]]
 ) -> None:
-    monkeypatch.setattr("tests.task_runs.fire", lambda trigger: completed_event(trigger))
     run = run_task(
         lambda: operator(deferrable=True),
-        between=lambda: monkeypatch.delenv("AIRFLOW_CONN_KLING_DEFAULT"),
+        between=lambda: failing_lookups(RuntimeError("the API server is away")),
     )
     (made,) = kling_emulator.ledger.tasks()
     assert isinstance(run.error, AirflowFailException)
     assert made.task_id in str(run.error)
+    assert "the API server is away" in str(run.error)
     assert "Nothing was sent" not in str(run.error)
 
 
-def completed_event(trigger: Any) -> dict[str, Any]:
-    return {
-        "kling_task_id": trigger.kling_task_id,
-        "outcome": "completed",
-        "deadline": trigger.deadline,
-        "submitted_at": trigger.submitted_at,
-    }
+@pytest.mark.kling_emulator(latency="never")
+def test_a_key_that_is_gone_when_the_task_resumes_does_not_make_it_say_that_nothing_was_billed(
+    kling_emulator: KlingEmulator, connect: Connect
+) -> None:
+    run = run_task(lambda: operator(deferrable=True), between=lambda: connect(password=""))
+    (made,) = kling_emulator.ledger.tasks()
+    assert isinstance(run.error, AirflowFailException)
+    assert "it has no key" in str(run.error)
+    assert made.task_id in str(run.error)
+    assert "nothing was billed" not in str(run.error)
+    assert "The video was asked for before" in str(run.error)
 
 
 @pytest.mark.kling_emulator(latency=0.3)

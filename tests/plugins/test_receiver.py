@@ -302,14 +302,30 @@ def test_a_service_that_is_down_is_a_reason_to_come_again(
 
 
 def test_a_service_that_hangs_is_not_waited_for_longer_than_it_waits_for_us(
-    client: Any, service: KlingEmulator, waiting: tuple[Waiter, str], monkeypatch: pytest.MonkeyPatch
+    client: Any,
+    service: KlingEmulator,
+    waiting: tuple[Waiter, str],
+    monkeypatch: pytest.MonkeyPatch,
+    log: Callable[[], list[str]],
 ) -> None:
     waiter, kling_task_id = waiting
     monkeypatch.setattr(receiver, "QUERY_SECONDS", 0.2)
     service.inject("slow", seconds=5, call="query")
     assert post(client, waiter.token(service.api_key), body_of(kling_task_id)) == AGAIN
     assert waiter.state == "deferred"
+    assert "the service: no answer in time; answered 503" in log()[0]
     assert receiver.TURN_SECONDS + 4.0 < 10, "the service waits 10 seconds"
+
+
+def test_what_takes_callbacks_is_made_once_for_all_of_them(
+    client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+    set_up = receiver.Receiver.__init__
+    monkeypatch.setattr(receiver.Receiver, "__init__", lambda self: (made.append(self), set_up(self))[1])
+    for _ in range(3):
+        assert post(client, "no-token", {}) == WRONG
+    assert len(made) == 1
 
 
 def test_a_database_that_is_down_is_a_reason_to_come_again(

@@ -19,11 +19,11 @@ from airflow_provider_kling.balance import BalanceUnknownError
 from airflow_provider_kling.emulator import KlingEmulator
 from airflow_provider_kling.hooks.kling import KlingHook
 from airflow_provider_kling.sensors.balance import KlingBalanceSensor
-from tests.hooks.conftest import Connect, connect
+from tests.hooks.conftest import Connect, connect, failing_lookups
 from tests.hooks.loopback import Answer, Loopback, Reply
 from tests.task_runs import TaskInstance, TaskRun, run_task
 
-__all__ = ["connect"]
+__all__ = ["connect", "failing_lookups"]
 
 both_ways = pytest.mark.parametrize("deferrable", [False, True], ids=["on the worker", "deferred"])
 
@@ -136,6 +136,33 @@ def test_a_connection_without_a_key_is_told(connect: Connect, deferrable: bool) 
     run = waited(deferrable=deferrable)
     assert isinstance(run.error, AirflowFailException)
     assert "it has no key" in str(run.error)
+
+
+@both_ways
+@pytest.mark.usefixtures("kling_emulator")
+def test_a_connection_that_cannot_be_looked_up_for_a_while_is_borne(
+    failing_lookups: Callable[..., list[str]], deferrable: bool
+) -> None:
+    asked = failing_lookups(RuntimeError("the API server is away"), times=3)
+    assert waited(deferrable=deferrable).value()
+    assert len(asked) > 3
+
+
+@both_ways
+def test_a_connection_that_cannot_be_looked_up_at_all_is_given_up_and_may_be_retried(
+    failing_lookups: Callable[..., list[str]], deferrable: bool
+) -> None:
+    failing_lookups(RuntimeError("the API server is away"))
+    run = waited(deferrable=deferrable)
+    assert type(run.error) is BalanceUnknownError
+    assert "the API server is away" in str(run.error)
+
+
+@pytest.mark.usefixtures("kling_emulator")
+def test_in_mode_reschedule_a_look_up_that_fails_is_borne(failing_lookups: Callable[..., list[str]]) -> None:
+    failing_lookups(RuntimeError("the API server is away"), times=1)
+    assert not sensor(mode="reschedule").poke({"ti": TaskInstance()})
+    assert sensor(mode="reschedule").poke({"ti": TaskInstance()})
 
 
 @both_ways

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
 import pytest
 from airflow.providers.common.compat.sdk import (
     AirflowFailException,
+    AirflowNotFoundException,
     AirflowSensorTimeout,
     AirflowSkipException,
     TaskDeferred,
@@ -16,7 +18,10 @@ from airflow_provider_kling.api.request import VideoRequest
 from airflow_provider_kling.emulator import KlingEmulator
 from airflow_provider_kling.hooks.kling import KlingHook
 from airflow_provider_kling.sensors.kling import KlingVideoSensor
+from tests.hooks.conftest import Connect, connect, failing_lookups
 from tests.task_runs import TaskInstance, link_to, run_task
+
+__all__ = ["connect", "failing_lookups"]
 
 both_ways = pytest.mark.parametrize("deferrable", [False, True], ids=["on the worker", "deferred"])
 
@@ -115,6 +120,55 @@ def test_a_refused_key_ends_the_wait_at_once(
     kling_emulator.inject("answer", status=401, call="query", times="always")
     run = run_task(lambda: sensor(kling_task_id=kling_task_id, deferrable=deferrable))
     assert type(run.error.__cause__) is KeyRefusedError  # type: ignore[union-attr]
+
+
+@both_ways
+def test_a_connection_without_a_key_ends_the_wait_at_once_and_is_told(
+    connect: Connect, deferrable: bool
+) -> None:
+    connect(password="")
+    run = run_task(lambda: sensor(kling_task_id="task-1", deferrable=deferrable))
+    assert isinstance(run.error, AirflowFailException)
+    assert "it has no key" in str(run.error)
+    assert run.ti.xcoms["kling_video"]["reason"] == "connection_settings"
+    assert run.deferrals == []
+
+
+lookup_failures = pytest.mark.parametrize(
+    "failure", [RuntimeError("the API server is away"), AirflowNotFoundException("not defined")]
+)
+
+
+@both_ways
+@lookup_failures
+@pytest.mark.kling_emulator(latency=0)
+def test_a_connection_that_cannot_be_looked_up_for_a_while_is_borne(
+    kling_task_id: str, failing_lookups: Callable[..., list[str]], failure: Exception, deferrable: bool
+) -> None:
+    asked = failing_lookups(failure, times=3)
+    assert run_task(lambda: sensor(kling_task_id=kling_task_id, deferrable=deferrable)).value()
+    assert len(asked) > 3
+
+
+@both_ways
+@pytest.mark.usefixtures("kling_emulator")
+def test_a_connection_that_cannot_be_looked_up_at_all_is_given_up_and_may_be_retried(
+    failing_lookups: Callable[..., list[str]], deferrable: bool
+) -> None:
+    failing_lookups(RuntimeError("the API server is away"))
+    run = run_task(lambda: sensor(kling_task_id="task-1", deferrable=deferrable))
+    assert type(run.error) is LostContactError
+    assert "the API server is away" in str(run.error)
+
+
+@pytest.mark.kling_emulator(latency=0)
+def test_in_mode_reschedule_a_look_up_that_fails_is_borne(
+    kling_task_id: str, failing_lookups: Callable[..., list[str]]
+) -> None:
+    failing_lookups(RuntimeError("the API server is away"), times=1)
+    waiting = {"kling_task_id": kling_task_id, "mode": "reschedule"}
+    assert not sensor(**waiting).poke({"ti": TaskInstance()})
+    assert sensor(**waiting).poke({"ti": TaskInstance()})
 
 
 @pytest.mark.kling_emulator(latency=0.5)
