@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 from uuid import uuid4
 
 from airflow.providers.common.compat.sdk import AirflowNotFoundException, BaseHook, ObjectStoragePath
+from fsspec.implementations.local import LocalFileSystem  # type: ignore[import-untyped]
 
 from airflow_provider_kling.api.errors import (
     DownloadError,
@@ -458,7 +459,9 @@ class Place:
     def at(cls, uri: str) -> Place:
         """Return the place of a file. That looks the connection up and asks the storage nothing."""
         place = ObjectStoragePath(uri)
-        return cls(uri, place.path, place.fs)
+        # For the first file system in a process Airflow imports those of all providers, such as boto3.
+        fs = LocalFileSystem() if place.protocol in _LOCAL else place.fs
+        return cls(uri, place.path, fs)
 
     @property
     def name(self) -> str:

@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import subprocess
 import sys
 import threading
 from collections.abc import Callable
@@ -627,3 +628,18 @@ def test_any_file_system_of_airflow_takes_a_video() -> None:
         [stored] = memory.open("new/directory").store(task(*links(service)))
     assert memory.read("new/directory/k-1.mp4") == LARGE
     assert memory.open("new/directory").find("k-1") == [stored]
+
+
+def test_a_file_on_local_disk_loads_no_providers_file_systems(tmp_path: Path) -> None:
+    """Airflow imports those of all providers for the first file system that it is asked for: seconds in each task."""
+    program = (
+        "import sys\n"
+        "from airflow_provider_kling.storage import Place\n"
+        "assert Place.at(sys.argv[1]).manifest() is None\n"
+        "print('boto3' in sys.modules)"
+    )
+    for place in (f"file://{tmp_path}/a.mp4", f"{tmp_path}/a.mp4"):
+        done = subprocess.run(
+            [sys.executable, "-c", program, place], capture_output=True, text=True, check=True, timeout=120
+        )
+        assert done.stdout.splitlines()[-1] == "False"
