@@ -145,7 +145,8 @@ def test_with_more_than_the_rate_allows_all_are_asked_for_less_often_and_alike(
     in_no_time(lambda: wait_for_many(200, seconds=1000))
     asked = Counter(asked.task_id for asked in service.asked)
     assert len(asked) == 200
-    assert max(asked.values()) - min(asked.values()) <= 1
+    # Chance moves each a little within the round of all, so who began early and gained is asked for once more.
+    assert all(abs(times - 1000 / (200 / 5)) <= 1 for times in asked.values())
     for number in range(200):
         assert max(gaps(service.times_of(f"task-{number}"))) <= 200 / 5 + 10 * (1 + JITTER)
         steady = [at for at in service.times_of(f"task-{number}") if at > 100]
