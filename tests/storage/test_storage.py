@@ -416,6 +416,7 @@ def refuse(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
         ("upload_part", LARGE),
         ("complete_multipart_upload", LARGE),
     ],
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_a_bucket_that_refuses_leaves_nothing_half(
     s3: S3, refuse: Callable[[str], None], method: str, content: bytes
