@@ -186,7 +186,7 @@ def test_sound_alone_is_no_video_even_with_a_cover(tmp_path: Path) -> None:
         container.add_stream("aac", rate=48_000)
         cover = container.add_stream("png", rate=1)
         cover.width, cover.height, cover.pix_fmt = 64, 64, "rgb24"
-        cover.disposition = type(cover.disposition).attached_pic
+        cover.disposition = type(cover.disposition).attached_pic.value
         frame = av.VideoFrame.from_image(Image.new("RGB", (64, 64)))  # type: ignore[no-untyped-call]
         container.mux(cover.encode(frame))
         container.mux(cover.encode(None))
