@@ -64,6 +64,7 @@ if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context, ObjectStoragePath
     from airflow.providers.openlineage.extractors import OperatorLineage
 
+    from airflow_provider_kling.ledger import Ledger
     from airflow_provider_kling.result import Asked
     from airflow_provider_kling.storage import StoredFile
 
@@ -291,7 +292,7 @@ class KlingGenerateVideoOperator(BaseOperator):
         self, context: Context, make_request: Callable[[Context], VideoRequest] | None
     ) -> Iterator[Generation]:
         generation: Generation | None = None
-        ledger = open_ledger(context, self.ledger_path or config.ledger_path())
+        ledger = self._open_ledger(context)
         with closing(KlingHook(self.kling_conn_id)) as hook, raising_to_airflow():
             try:
                 output = output_at(self.output_path, self.output_conn_id) if self._stores else None
@@ -320,6 +321,9 @@ class KlingGenerateVideoOperator(BaseOperator):
                 keep_from_buying_again(error, bought, is_kept=ledger.is_kept, log=self.log)
                 raise
             self._lineage = (generation.asked, delivery.files)
+
+    def _open_ledger(self, context: Context) -> Ledger:
+        return open_ledger(context, self.ledger_path or config.ledger_path())
 
     def _show_failure(self, context: Context, generation: Generation | None, error: BaseException) -> None:
         if generation is not None:

@@ -119,6 +119,11 @@ class Verdict:
         return len(self.findings)
 
     @property
+    def made(self) -> int:
+        """How many tasks the service made for them, paid or not."""
+        return sum(len(finding.service.tasks) for finding in self.findings)
+
+    @property
     def paid_twice(self) -> int:
         """How many videos were paid more than once."""
         return sum(finding.paid_twice for finding in self.findings)

@@ -225,11 +225,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"\n{home / 'result.json'}")
     if given.without_ledger:
         good = verdict.paid_twice > 0
-        print(
-            "The control paid twice, and the judge saw it."
-            if good
-            else "The control paid nothing twice: this run proves nothing."
-        )
+        print(_told_of_control(verdict))
     else:
         good = verdict.is_clean
         print("Nothing was paid twice, lost or stuck." if good else "FAILED")
@@ -308,6 +304,7 @@ def _print(result: Mapping[str, Any], *, is_control: bool) -> None:
     if is_control:
         # It ends with its first double payment: what else was under way is cut off then, and no fault.
         _row("videos asked for", verdict.asked)
+        _row("tasks that the service made for them", verdict.made)
         _row("paid twice", verdict.paid_twice)
     else:
         for name, count in verdict.rows():
@@ -322,6 +319,14 @@ def _print(result: Mapping[str, Any], *, is_control: bool) -> None:
             print(f"PAID TWICE: {finding.mark}\n    {finding.service}")
         elif finding.is_fault and not is_control:
             print(f"{finding.outcome.value}: {finding.mark}\n    {finding.why}\n    {finding.service}")
+
+
+def _told_of_control(verdict: Verdict) -> str:
+    if verdict.paid_twice:
+        return "The control paid twice, and the judge saw it."
+    if not verdict.made:
+        return "The control asked the service for nothing: its operator fails before that. See the logs of its tasks."
+    return "The control paid nothing twice: this run proves nothing."
 
 
 def _row(name: str, count: int) -> None:
