@@ -390,8 +390,7 @@ class Batch:
     def _tell_what_is_paid(self, error: KlingError) -> None:
         if error.paid is Paid.NO:
             error.paid = Paid.MAYBE
-            told = error.next_step.replace("Nothing was sent and nothing was billed.", "").strip()
-            error.next_step = told.replace("nothing was sent", "nothing more is sent")
+            error.take_back_that_nothing_was_sent()
             error.next_step += (
                 " The videos that were asked for before go on, and each is billed when it is completed; their Kling "
                 "task ids are in the log."

@@ -109,7 +109,7 @@ class Settlement:
         """Turn an error that kept a video from being asked about into one that tells of the video."""
         error.task_id = error.task_id or kling_task_id
         error.paid = Paid.MAYBE
-        error.next_step = error.next_step.replace("Nothing was sent and nothing was billed. ", "")
+        error.take_back_that_nothing_was_sent()
         error.next_step += " The video was asked for before: it goes on, and is billed when it is completed."
         self.say_what_a_retry_does(error)
         return error

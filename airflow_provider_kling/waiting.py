@@ -249,8 +249,7 @@ class Waiting(PollPolicy):
         """Decide what follows from a failed query: it is not a failed video."""
         if not error.retryable:
             return Over(Outcome.REFUSED, error=error)
-        # The video was asked for before.
-        error.next_step = error.next_step.removeprefix("Nothing was sent and nothing was billed. ")
+        error.take_back_that_nothing_was_sent()
         if now >= self.deadline:
             return self._timed_out(None, last_error=error)
         return self._bear(error, now) or Over(

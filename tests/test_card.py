@@ -223,21 +223,23 @@ def test_sensor_and_download_say_why_there_is_no_video(kling_emulator: KlingEmul
         assert (card["task_id"], card["reason"]) == ("k-unknown", "task_not_found")
 
 
+SIGNED = "https://user:pass@example.com/a.png?signature=secret"
+
+
+def film_from_a_signed_picture(**arguments: Any) -> KlingVideoDecoratedOperator:
+    def film() -> dict[str, Any]:
+        return {"prompt": "from <<<image_1>>>", "image_list": [SIGNED]}
+
+    return KlingVideoDecoratedOperator(
+        task_id="make", python_callable=film, duration=3, poll_interval=0.05, **arguments
+    )
+
+
 def test_a_decorated_task_leaves_its_card_and_no_signature_once_it_is_over(
     kling_emulator: KlingEmulator, ti: Watched
 ) -> None:
-    signed = "https://user:pass@example.com/a.png?signature=secret"
-
-    def film() -> dict[str, Any]:
-        return {"prompt": "from <<<image_1>>>", "image_list": [signed]}
-
-    run_task(
-        lambda: KlingVideoDecoratedOperator(
-            task_id="make", python_callable=film, duration=3, poll_interval=0.05, deferrable=True
-        ),
-        ti=ti,
-    ).value()
-    assert ti.cards[0]["request"]["image_list"] == [{"image_url": signed}], "a pause goes on from it"
+    run_task(lambda: film_from_a_signed_picture(deferrable=True), ti=ti).value()
+    assert ti.cards[0]["request"]["image_list"] == [{"image_url": SIGNED}], "a pause goes on from it"
     assert ti.cards[-1]["state"] == "completed"
     assert "secret" not in json.dumps(ti.cards[-1])
     assert "pass" not in json.dumps(ti.cards[-1])
@@ -251,17 +253,7 @@ def test_a_decorated_task_leaves_its_card_and_no_signature_once_it_is_over(
 def test_a_decorated_task_that_never_goes_on_from_its_card_leaves_no_signature_there(
     kling_emulator: KlingEmulator, ti: Watched, arguments: dict[str, Any]
 ) -> None:
-    signed = "https://user:pass@example.com/a.png?signature=secret"
-
-    def film() -> dict[str, Any]:
-        return {"prompt": "from <<<image_1>>>", "image_list": [signed]}
-
-    run_task(
-        lambda: KlingVideoDecoratedOperator(
-            task_id="make", python_callable=film, duration=3, poll_interval=0.05, **arguments
-        ),
-        ti=ti,
-    ).value()
+    run_task(lambda: film_from_a_signed_picture(**arguments), ti=ti).value()
 
     assert ti.cards
     for card in ti.cards:

@@ -61,6 +61,32 @@ def test_all_that_is_offered_is_there() -> None:
     assert exceptions.__all__ == sorted(exceptions.__all__)
 
 
+def test_where_a_video_was_asked_for_before_no_error_says_that_nothing_was_sent() -> None:
+    texts = [kind.default_next_step for kind in errors_of_the_package()]
+    told = [text for text in texts if "nothing was sent" in text.lower()]
+    assert len(told) > 5
+    for text in told:
+        error = KlingError("It happened", next_step=text)
+        error.take_back_that_nothing_was_sent()
+        assert "nothing was sent" not in error.next_step.lower()
+        assert text.endswith(error.next_step[-30:]), "what to do next stays"
+
+
+@pytest.mark.parametrize(
+    ("told", "left"),
+    [
+        ("Nothing was sent. A retry goes on.", "A retry goes on."),
+        ("Nothing was sent and nothing was billed. Pay first.", "Pay first."),
+        ("It stays, and nothing was sent, since it may be paid for.", "It stays, since it may be paid for."),
+        ("It may be paid, so nothing was sent. A retry looks again.", "It may be paid. A retry looks again."),
+    ],
+)
+def test_what_to_do_next_stays_where_it_is_taken_back_that_nothing_was_sent(told: str, left: str) -> None:
+    error = KlingError("It happened", next_step=told)
+    error.take_back_that_nothing_was_sent()
+    assert error.next_step == left
+
+
 @pytest.mark.parametrize("kind", error_classes())
 def test_an_error_that_may_pass_is_raised_as_it_is_so_that_airflow_tries_again(
     kind: type[KlingError],

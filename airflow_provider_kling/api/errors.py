@@ -39,6 +39,12 @@ class Paid(StrEnum):
     MAYBE = "maybe"
 
 
+_NOTHING_WAS_SENT = re.compile(
+    r"\bNothing was sent(?: and nothing was billed)?\.\s*|,? (?:so|and) nothing was sent\b"
+)
+"""How errors say that before any money is spent."""
+
+
 class KlingError(Exception):
     """
     Base of all errors of this provider.
@@ -96,6 +102,10 @@ class KlingError(Exception):
         if self.next_step:
             sentence += f" {self.next_step}"
         return sentence
+
+    def take_back_that_nothing_was_sent(self) -> None:
+        """Leave it out of what to do next: a video was asked for before this happened."""
+        self.next_step = _NOTHING_WAS_SENT.sub("", self.next_step).strip()
 
 
 class InvalidRequestError(KlingError, ValueError):
