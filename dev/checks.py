@@ -14,13 +14,14 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from types import FrameType
-from typing import Self
+from typing import IO, Self
 
 from dev.environments import (
     AIRFLOW_VERSIONS,
@@ -37,7 +38,10 @@ MIN_BRANCH_COVERAGE = 95
 """Percent of the package's lines and branches that the unit tests have to reach on the newest Airflow."""
 
 _LANES = max(2, os.cpu_count() or 2)
-_STAGE_LIMIT = 35 * 60.0  # seconds; a stage that takes longer hangs
+_SILENCE_LIMIT = (
+    20 * 60.0
+)  # seconds; a command that says nothing for longer hangs, one that takes long does not
+_LOOK_INTERVAL = 5.0
 _TEARDOWN_LIMIT = 30.0  # seconds that an interrupted stage gets to tear down what it has set up
 _LINTED = ("airflow_provider_kling", "benchmarks", "dev", "example_dags", "tests")
 _TYPED = ("airflow_provider_kling", "dev")
@@ -224,7 +228,7 @@ class _Processes:
     """The commands that run at the moment; leaving the context by an exception ends them."""
 
     def __init__(self) -> None:
-        self._running: set[subprocess.Popen[str]] = set()
+        self._running: set[subprocess.Popen[bytes]] = set()
         self._lock = threading.Lock()
         self._interrupted = False
 
@@ -245,36 +249,55 @@ class _Processes:
 
     def run(self, command: Sequence[str]) -> tuple[int, str]:
         """Run a command to its end; return its exit code and all that it said."""
-        with self._lock:
-            if self._interrupted:
-                return 1, "not run: interrupted"
-            process = subprocess.Popen(
-                command,
-                cwd=CHECKOUT,
-                env=_environment(),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                errors="replace",
-                start_new_session=True,  # a Ctrl-C reaches it once, through us
-            )
-            self._running.add(process)
-        try:
-            said, _ = process.communicate(timeout=_STAGE_LIMIT)
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGABRT)  # on which pytest says where each of its threads is
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.communicate(timeout=_TEARDOWN_LIMIT)
-            _kill(process)
-            said, _ = process.communicate()
-            said += f"\nEnded after {_duration(_STAGE_LIMIT)}: it hangs. Above is where."
-        with self._lock:
-            self._running.discard(process)
+        with tempfile.TemporaryFile() as output:
+            with self._lock:
+                if self._interrupted:
+                    return 1, "not run: interrupted"
+                process = subprocess.Popen(
+                    command,
+                    cwd=CHECKOUT,
+                    env=_environment(),
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,  # a Ctrl-C reaches it once, through us
+                )
+                self._running.add(process)
+            hangs = not _ends(process, output)
+            if hangs:
+                _abort(process)
+            with self._lock:
+                self._running.discard(process)
+            output.seek(0)
+            said = output.read().decode(errors="replace")
+        if hangs:
+            said += f"\nEnded after {_duration(_SILENCE_LIMIT)} without a word: it hangs. Above is where."
         return process.returncode, said
 
 
-def _kill(process: subprocess.Popen[str]) -> None:
+def _ends(process: subprocess.Popen[bytes], output: IO[bytes]) -> bool:
+    """Wait until a process ends; False where it says nothing more and goes on."""
+    size, heard = 0, time.monotonic()
+    while True:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_LOOK_INTERVAL)
+            return True
+        size_now = os.fstat(output.fileno()).st_size
+        if size_now != size:
+            size, heard = size_now, time.monotonic()
+        elif time.monotonic() - heard > _SILENCE_LIMIT:
+            return False
+
+
+def _abort(process: subprocess.Popen[bytes]) -> None:
+    process.send_signal(signal.SIGABRT)  # on which pytest says where each of its threads is
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(_TEARDOWN_LIMIT)
+    _kill(process)
+    process.wait()
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)  # what it has started may hold its output open
 

@@ -234,7 +234,7 @@ def fetch_uv() -> Path | None:
             shutil.rmtree(target, ignore_errors=True)
             # --target needs no virtual environment and is allowed where the system's Python is managed by the system.
             pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
-            limits = ["--retries", "1", "--timeout", "15", "--only-binary", "uv"]
+            limits = ["--retries", "3", "--timeout", "20", "--only-binary", "uv"]
             subprocess.run(
                 [*pip, *limits, "--target", str(target), "uv"],
                 env=_clean(os.environ),

@@ -52,7 +52,8 @@ class Plan:
     :param deck: how many of each kind come in a row of faults; see :func:`~tests.cluster.faults.schedule`.
     :param once: kinds that come exactly once.
     :param busy: how many Dag runs are under way at the most, with four videos each.
-    :param run_out: seconds that everything is given to end when the faults are over.
+    :param run_out: seconds that everything is given to end when the faults are over: what is stuck stays so, what is
+        slow does not.
     """
 
     stack: type[Stack]
@@ -81,7 +82,7 @@ FULL = Plan(
     },
     once=(Kind.FREEZE_WORKER, Kind.DATABASE),
     busy=10,
-    run_out=480,
+    run_out=1800,
 )
 SHORT = Plan(
     stack=SingleNode,
@@ -98,7 +99,7 @@ SHORT = Plan(
     },
     once=(Kind.FREEZE_TASK,),
     busy=8,
-    run_out=300,
+    run_out=1800,
 )
 
 SERVICE = (
@@ -201,7 +202,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             result = _run(
                 stack, plan, faults, limit=LONGEST * seconds, stop_at_first_double=given.without_ledger
             )
-    except (StackError, AirflowFailedError) as error:
+    except (StackError, AirflowFailedError, TimeoutError) as error:
         print(f"\n{error}", file=sys.stderr)
         return 2
     verdict = result["verdict"]
@@ -242,15 +243,17 @@ def _run(
     saboteur = Saboteur(stack, faults, say=lambda line: print(line, file=log), limit=limit)
     print(f"{len(faults)} faults in the schedule", flush=True)
     demand.start()
-    saboteur.run(until=_double_payment(stack) if stop_at_first_double else lambda: False)
+    is_enough = _double_payment(stack) if stop_at_first_double else lambda: False
+    saboteur.run(until=is_enough)
     demand.stop()
     stack.service.ask("faults", "DELETE")
     cleared = 0
-    if not stop_at_first_double:
+    if not is_enough():
         print("the faults are over; everything is let run out", flush=True)
-        _let_run_out(stack, plan.run_out)
-        if cleared := _clear_what_airflow_failed(stack, say=lambda line: print(line, file=log)):
-            _let_run_out(stack, plan.run_out)
+        _let_run_out(stack, plan.run_out, until=is_enough)
+        cleared = _clear_what_airflow_failed(stack, say=lambda line: print(line, file=log))
+        if cleared:
+            _let_run_out(stack, plan.run_out, until=is_enough)
     tasks = airflow_side(stack)
     return {
         "verdict": judge(tasks, service_side(stack.service)),
@@ -262,9 +265,9 @@ def _run(
     }
 
 
-def _let_run_out(stack: Stack, seconds: float) -> None:
+def _let_run_out(stack: Stack, seconds: float, until: Callable[[], bool] = lambda: False) -> None:
     deadline = time.monotonic() + seconds
-    while unfinished_runs(stack) and time.monotonic() < deadline:
+    while unfinished_runs(stack) and time.monotonic() < deadline and not until():
         time.sleep(2)
         stack.revive()
 

@@ -38,7 +38,7 @@ JUST_BEGUN = 8.0
 
 _TASK_TITLE = "airflow worker -- "
 _EXECUTOR_TITLE = "airflow worker -- LocalExecutor"
-_SERVICE_START_TIMEOUT = 30.0
+_SERVICE_START_TIMEOUT = 300.0
 
 SETTINGS: dict[str, dict[str, str]] = {
     # What takes minutes by default takes seconds here, so that a short run sees it happen.
