@@ -3,16 +3,19 @@
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test matrix lint format unit integration browser callbacks chaos chaos-short chaos-control bench bench-readme clean
+.PHONY: help demo test acceptance matrix lint format unit integration browser callbacks chaos chaos-short chaos-control bench bench-readme clean
 
 help:  ## show this
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo:  ## see it work: a real Airflow makes a video (KLING_API_KEY=sk_... for the real service, PORT=..., KEEP=1)
 	@dev/python -m dev.environments --run dev.demo
 
-test:  ## all checks: lint, types, unit tests on the newest and the oldest Airflow, integration tests
+test:  ## lint, types, unit tests on the newest and the oldest Airflow, integration tests on the newest
 	@dev/python -m dev.checks test
+
+acceptance:  ## what takes longer: callbacks between real processes, and the page in a real Chromium, on the newest Airflow
+	@dev/python -m dev.checks acceptance
 
 matrix:  ## the unit tests on every supported minor version of Airflow, and with the lowest versions allowed
 	@dev/python -m dev.checks matrix

@@ -1,7 +1,8 @@
 """
-What ``make test`` and ``make matrix`` run: each stage in the environment that it belongs to, side by side.
+What ``make test`` and its kin run: each stage in the environment that it belongs to, side by side.
 
-    python -m dev.checks test | matrix | lint | format | unit | integration | browser [ARGUMENT OF PYTEST...]
+    python -m dev.checks test | acceptance | matrix | lint | format
+    python -m dev.checks unit | integration | browser [ARGUMENT OF PYTEST...]
 
 One line a stage, with pytest's own closing line below it, and the whole output of a stage that fails. Standard library
 only, as this runs before anything is installed.
@@ -48,6 +49,7 @@ _TYPED = ("airflow_provider_kling", "dev")
 # Half of a unit test's time is waiting, so two processes a stage keep a lane's processor busy.
 _UNIT = ("-m", "pytest", "--numprocesses=2", "--ignore=tests/integration", "--ignore=tests/browser")
 _INTEGRATION = ("-m", "pytest", "tests/integration")
+_CALLBACKS = "tests/integration/test_callback*"
 
 
 @dataclass(frozen=True)
@@ -104,8 +106,21 @@ def unit_with_coverage() -> Stage:
 
 
 def integration(arguments: Sequence[str] = ()) -> Stage:
-    """Return the stage that runs the tests which start a real Airflow."""
+    """Return the stage that runs all tests which start a real Airflow."""
     return Stage(f"integration tests on Airflow {NEWEST}", NEWEST, ((*_INTEGRATION, *arguments),))
+
+
+def integration_without_callbacks() -> Stage:
+    """Return the stage that runs those of them which are done in minutes."""
+    return integration((f"--ignore-glob={_CALLBACKS}",))
+
+
+def callbacks() -> Stage:
+    """Return the stage that runs the others: what calls back is late, doubled, forged, and comes by the thousand."""
+    files = sorted(str(path.relative_to(CHECKOUT)) for path in CHECKOUT.glob(_CALLBACKS))
+    return Stage(
+        f"callbacks on Airflow {NEWEST}", NEWEST, (("-m", "pytest", *files, *_own_cache("callbacks")),)
+    )
 
 
 def browser(airflow: str, arguments: Sequence[str] = ()) -> Stage:
@@ -118,7 +133,7 @@ def browser(airflow: str, arguments: Sequence[str] = ()) -> Stage:
 
 
 def _own_cache(airflow: str) -> tuple[str, str]:
-    return ("-o", f"cache_dir=.pytest_cache/airflow-{airflow}")
+    return ("-o", f"cache_dir=.pytest_cache/airflow-{airflow}")  # what runs side by side must not share one
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -138,8 +153,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         case ["test"]:
             # The longest first, so that the two lanes end at about the same time.
             return _run_side_by_side(
-                [integration(), unit_with_coverage(), browser(NEWEST), unit(OLDEST), *lint()]
+                [unit_with_coverage(), integration_without_callbacks(), unit(OLDEST), *lint()]
             )
+        case ["acceptance"]:
+            return _run_side_by_side([callbacks(), browser(NEWEST)])
         case ["matrix"]:
             return _run_side_by_side([unit(airflow) for airflow in (*AIRFLOW_VERSIONS, LOWEST)])
         case _:
