@@ -23,11 +23,13 @@ from airflow.providers.common.compat.sdk import mask_secret
 from airflow_provider_kling import config
 from airflow_provider_kling.api.errors import ConnectionSettingsError
 from airflow_provider_kling.api.protocol import CALLBACK_PATH
+from airflow_provider_kling.hooks.settings import CONN_TYPE
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
     from airflow_provider_kling.hooks.kling import KlingHook
+    from airflow_provider_kling.hooks.settings import ConnectionSettings
     from airflow_provider_kling.ledger import Record
 
 PATH = CALLBACK_PATH
@@ -144,20 +146,33 @@ class CallbackAddress:
         Return where the service is to post what becomes of a submission.
 
         :param record: its intent in the ledger.
-        :raises ConnectionSettingsError: where the connection's id is too long.
+        :raises ConnectionSettingsError: where the receiver would not take the connection.
         """
-        conn_id = self._hook.kling_conn_id
+        conn_id, settings = self._hook.kling_conn_id, self._hook.settings
         submission = submission_name(record.owner, record.generation, self._item)
         token = CallbackToken(self._ti_id, submission, conn_id, is_listed=bool(self._item))
         try:
-            text = token.sign(self._hook.settings.key)
+            check_conn_type(settings)
+            text = token.sign(settings.key)
         except ValueError as error:
             raise ConnectionSettingsError(
                 f"Connection {conn_id!r}: {error}",
-                next_step="Nothing was sent and nothing was billed. Use a shorter id, or callback=False.",
+                next_step="Nothing was sent and nothing was billed. Correct the connection, or set callback=False.",
             ) from None
         mask_secret(text)  # whoever has it can pretend to be the service
         return url_of(self._base_url, text)
+
+
+def check_conn_type(settings: ConnectionSettings) -> None:
+    """
+    See whether the receiver takes callbacks for a connection.
+
+    :raises ValueError: where it does not.
+    """
+    if settings.conn_type != CONN_TYPE:
+        raise ValueError(
+            f"it is of type {settings.conn_type!r}, and callbacks are taken only for one of type {CONN_TYPE!r}"
+        )
 
 
 def url_of(base_url: str, token: str) -> str:

@@ -119,6 +119,7 @@ class Hook:
 
     class settings:  # noqa: N801
         key = KEY
+        conn_type = "kling"
 
 
 class TaskInstance:
@@ -182,4 +183,14 @@ def test_a_connection_whose_id_is_too_long_is_told_before_anything_is_sent(
     monkeypatch.setenv(BASE_URL, "https://airflow.example.com")
     monkeypatch.setattr(Hook, "kling_conn_id", "c" * 240)
     with pytest.raises(ConnectionSettingsError, match="too long"):
+        address().of(RECORD)
+
+
+@pytest.mark.parametrize("conn_type", ["http", ""])
+def test_a_connection_of_another_type_is_told_before_anything_is_sent(
+    monkeypatch: pytest.MonkeyPatch, conn_type: str
+) -> None:
+    monkeypatch.setenv(BASE_URL, "https://airflow.example.com")
+    monkeypatch.setattr(Hook.settings, "conn_type", conn_type)
+    with pytest.raises(ConnectionSettingsError, match=r"type 'kling'.*nothing was billed"):
         address().of(RECORD)

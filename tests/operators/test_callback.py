@@ -146,6 +146,19 @@ def test_without_an_address_of_its_own_nothing_is_sent(
 
 
 @needs_callbacks
+def test_a_connection_of_another_type_costs_nothing(
+    kling_emulator: KlingEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = kling_emulator.connection_uri.replace("kling://", "http://", 1)
+    monkeypatch.setenv("AIRFLOW_CONN_KLING_DEFAULT", uri)
+    run = attempt()
+    assert isinstance(run.error, AirflowFailException)
+    assert "of type 'http'" in str(run.error)
+    assert kling_emulator.ledger.creates() == []
+    assert attempt(callback=False).value() is not None
+
+
+@needs_callbacks
 def test_a_connection_whose_id_is_too_long_costs_nothing(
     kling_emulator: KlingEmulator, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
