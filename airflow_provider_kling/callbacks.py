@@ -49,6 +49,7 @@ _SUBMISSION_BYTES = 9
 _MAC_LENGTH, _TI_LENGTH, _SUBMISSION_LENGTH = 32, 22, 12
 _HEAD = _MAC_LENGTH + len(_ALONE) + _TI_LENGTH + _SUBMISSION_LENGTH
 _FORM = re.compile(rf"[A-Za-z0-9_-]{{{_HEAD}}}[A-Za-z0-9_.~-]+")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _NOBODY = UUID(int=0)
 
 
@@ -83,8 +84,10 @@ class CallbackToken:
         Return the token as text for a URL's path.
 
         :param key: the connection's key. It cannot be learnt from the text.
-        :raises ValueError: where the connection's id is too long.
+        :raises ValueError: where the connection's id is too long, or nothing that a database takes.
         """
+        if _CONTROL.search(self.conn_id):
+            raise ValueError(f"its id holds a control character: {self.conn_id!r}")
         named = self._named
         text = _mac(key, named) + named
         if len(text) > MAX_TOKEN_LENGTH:
@@ -109,6 +112,9 @@ class CallbackToken:
                 is_listed=kind == _LISTED,
             )
         except (binascii.Error, ValueError):
+            return None
+        # A database refuses some of these with an error of its own.
+        if _CONTROL.search(token.conn_id):
             return None
         # One address for one task: what reads the same but is spelt otherwise is none of ours.
         return token if token._named == text[_MAC_LENGTH:] else None

@@ -194,3 +194,12 @@ def test_a_connection_of_another_type_is_told_before_anything_is_sent(
     monkeypatch.setattr(Hook.settings, "conn_type", conn_type)
     with pytest.raises(ConnectionSettingsError, match=r"type 'kling'.*nothing was billed"):
         address().of(RECORD)
+
+
+@pytest.mark.parametrize("character", ["\0", "\n", "\x1f", "\x7f", "\x85"])
+def test_a_connections_id_holds_no_control_character(character: str) -> None:
+    conn_id = f"kling{character}default"
+    named = CallbackToken(uuid.uuid4(), "A" * 12, conn_id)._named
+    assert CallbackToken.read("A" * 32 + named) is None
+    with pytest.raises(ValueError, match="control character"):
+        CallbackToken(uuid.uuid4(), "A" * 12, conn_id).sign(KEY)
