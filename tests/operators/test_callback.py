@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from airflow.providers.common.compat.sdk import (
+    DAG,
     AirflowConfigException,
     AirflowFailException,
     Asset,
@@ -132,6 +133,16 @@ def test_an_airflow_without_the_needed_functions_is_told_when_the_dag_is_parsed(
     with pytest.raises(ValueError, match=r"needs Airflow 3\.1"):
         make()
     make(callback=False)
+
+
+@needs_callbacks
+def test_of_a_mapped_task_what_cannot_be_is_told_when_it_is_made_to_run() -> None:
+    with DAG("mapped", schedule=None) as dag:
+        KlingGenerateVideoOperator.partial(task_id="make", callback=True, deferrable=False).expand(
+            prompt=["a"]
+        )
+    with pytest.raises(ValueError, match="would wait on its worker"):
+        dag.get_task("make").unmap({"prompt": "a tide"})
 
 
 @needs_callbacks
