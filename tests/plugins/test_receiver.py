@@ -148,8 +148,9 @@ def test_a_task_that_was_resumed_already_needs_nothing(
 
 
 def test_a_task_that_has_not_deferred_yet_is_called_again_later(
-    client: Any, service: KlingEmulator, waiter: Waiter
+    client: Any, service: KlingEmulator, waiter: Waiter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(waiting_tasks, "SETTLE_SECONDS", 3600)
     kling_task_id, token = create(service), waiter.token(service.api_key)
     assert post(client, token, body_of(kling_task_id)) == AGAIN
     waiter.defer(kling_task_id, age=0.1)
@@ -301,6 +302,7 @@ def test_a_service_that_is_down_is_a_reason_to_come_again(
     assert post(client, token, body_of(kling_task_id)) == TAKEN
 
 
+@pytest.mark.receivers_own_limits
 def test_a_service_that_hangs_is_not_waited_for_longer_than_it_waits_for_us(
     client: Any,
     service: KlingEmulator,
