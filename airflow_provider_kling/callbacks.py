@@ -23,11 +23,13 @@ from airflow.providers.common.compat.sdk import mask_secret
 from airflow_provider_kling import config
 from airflow_provider_kling.api.errors import ConnectionSettingsError
 from airflow_provider_kling.api.protocol import CALLBACK_PATH
+from airflow_provider_kling.hooks.settings import CONN_TYPE
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
     from airflow_provider_kling.hooks.kling import KlingHook
+    from airflow_provider_kling.hooks.settings import ConnectionSettings
     from airflow_provider_kling.ledger import Record
 
 PATH = CALLBACK_PATH
@@ -47,6 +49,7 @@ _SUBMISSION_BYTES = 9
 _MAC_LENGTH, _TI_LENGTH, _SUBMISSION_LENGTH = 32, 22, 12
 _HEAD = _MAC_LENGTH + len(_ALONE) + _TI_LENGTH + _SUBMISSION_LENGTH
 _FORM = re.compile(rf"[A-Za-z0-9_-]{{{_HEAD}}}[A-Za-z0-9_.~-]+")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _NOBODY = UUID(int=0)
 
 
@@ -81,8 +84,10 @@ class CallbackToken:
         Return the token as text for a URL's path.
 
         :param key: the connection's key. It cannot be learnt from the text.
-        :raises ValueError: where the connection's id is too long.
+        :raises ValueError: where the connection's id is too long, or nothing that a database takes.
         """
+        if _CONTROL.search(self.conn_id):
+            raise ValueError(f"its id holds a control character: {self.conn_id!r}")
         named = self._named
         text = _mac(key, named) + named
         if len(text) > MAX_TOKEN_LENGTH:
@@ -107,6 +112,9 @@ class CallbackToken:
                 is_listed=kind == _LISTED,
             )
         except (binascii.Error, ValueError):
+            return None
+        # A database refuses some of these with an error of its own.
+        if _CONTROL.search(token.conn_id):
             return None
         # One address for one task: what reads the same but is spelt otherwise is none of ours.
         return token if token._named == text[_MAC_LENGTH:] else None
@@ -144,20 +152,33 @@ class CallbackAddress:
         Return where the service is to post what becomes of a submission.
 
         :param record: its intent in the ledger.
-        :raises ConnectionSettingsError: where the connection's id is too long.
+        :raises ConnectionSettingsError: where the receiver would not take the connection.
         """
-        conn_id = self._hook.kling_conn_id
+        conn_id, settings = self._hook.kling_conn_id, self._hook.settings
         submission = submission_name(record.owner, record.generation, self._item)
         token = CallbackToken(self._ti_id, submission, conn_id, is_listed=bool(self._item))
         try:
-            text = token.sign(self._hook.settings.key)
+            check_conn_type(settings)
+            text = token.sign(settings.key)
         except ValueError as error:
             raise ConnectionSettingsError(
                 f"Connection {conn_id!r}: {error}",
-                next_step="Nothing was sent and nothing was billed. Use a shorter id, or callback=False.",
+                next_step="Nothing was sent and nothing was billed. Correct the connection, or set callback=False.",
             ) from None
         mask_secret(text)  # whoever has it can pretend to be the service
         return url_of(self._base_url, text)
+
+
+def check_conn_type(settings: ConnectionSettings) -> None:
+    """
+    See whether the receiver takes callbacks for a connection.
+
+    :raises ValueError: where it does not.
+    """
+    if settings.conn_type != CONN_TYPE:
+        raise ValueError(
+            f"it is of type {settings.conn_type!r}, and callbacks are taken only for one of type {CONN_TYPE!r}"
+        )
 
 
 def url_of(base_url: str, token: str) -> str:

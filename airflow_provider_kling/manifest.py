@@ -146,6 +146,15 @@ class Manifest(_Form):
         except (ValidationError, ValueError, RecursionError):
             return None
 
+    def is_of_same_file(self, other: Manifest) -> bool:
+        """Tell whether it is about the same video of the same Dag, in the same file. Costs may be known by now."""
+        return (self.dag_id, self.kling_task_id, self.index, self.file) == (
+            other.dag_id,
+            other.kling_task_id,
+            other.index,
+            other.file,
+        )
+
     def beside(self, before: Manifest) -> Manifest:
         """
         Return this manifest with what an earlier one of the same file knew and this one does not.

@@ -441,6 +441,10 @@ class NoPlainFileError(OSError):
     """What lies on local disk under a name is a symbolic link, a pipe, a device or a directory."""
 
 
+class OtherFileError(OSError):
+    """A file or the manifest beside it is not what it was a moment ago."""
+
+
 @dataclass(frozen=True)
 class Place:
     """
@@ -503,17 +507,41 @@ class Place:
             return self.open_in_pieces()
         self.check_plain()
         try:
-            # It may have been replaced since: a pipe is not waited for, and is found out once it is open.
-            opened = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
+            return _open_plain(self.path)
         except FileNotFoundError:
             raise
         except OSError:
             self.check_plain()
             raise
-        file = os.fdopen(opened, "rb")
-        if not stat.S_ISREG(os.fstat(opened).st_mode):
+
+    def open_beside(self, manifest: Manifest) -> BinaryIO:
+        """
+        Open the file as :meth:`open_plain` does, if the manifest that was read lies beside it.
+
+        On local disk a directory on the way can be a link, and lead elsewhere since the manifest was read. So both are
+        opened in one and the same directory, whatever its name leads to meanwhile.
+
+        :raises OtherFileError: where another manifest is there, or none, or the file has another size.
+        :raises NoPlainFileError: where it is no file itself.
+        """
+        if not self._is_local:
+            return self.open_in_pieces()
+        self.check_plain()
+        # Whoever may not list a directory may still open what is in it.
+        directory = os.open(self._parent, getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            file = _open_plain(self.name, directory)
+            try:
+                found = _manifest_in(directory, self.name + SUFFIX)
+            except BaseException:
+                file.close()
+                raise
+        finally:
+            os.close(directory)
+        is_whole = os.fstat(file.fileno()).st_size == manifest.file.size_bytes
+        if found is None or not found.is_of_same_file(manifest) or not is_whole:
             file.close()
-            raise NoPlainFileError(f"{self.path} is no plain file")
+            raise OtherFileError(f"{self.path} is not the file any more that its manifest told of")
         return file
 
     def check_plain(self) -> None:
@@ -608,6 +636,29 @@ class Place:
     @property
     def _parent(self) -> str:
         return posixpath.dirname(self.path)
+
+
+def _open_plain(path: str, directory: int | None = None) -> BinaryIO:
+    """
+    Open a file on local disk, and nothing that has come into its place since it was looked at.
+
+    :param directory: descriptor of the directory that the path starts from.
+    """
+    # A pipe is not waited for, and is found out once it is open.
+    opened = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW, dir_fd=directory)
+    file = os.fdopen(opened, "rb")
+    if not stat.S_ISREG(os.fstat(opened).st_mode):
+        file.close()
+        raise NoPlainFileError(f"{path} is no plain file")
+    return file
+
+
+def _manifest_in(directory: int, name: str) -> Manifest | None:
+    try:
+        with _open_plain(name, directory) as file:
+            return Manifest.read(file.read(MAX_MANIFEST_BYTES + 1))
+    except FileNotFoundError:
+        return None
 
 
 def _abandon(file: Any) -> None:

@@ -48,6 +48,10 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "integration: needs a real Airflow, whose processes take seconds to start"
     )
+    config.addinivalue_line(
+        "markers",
+        "receivers_own_limits: the receiver of callbacks waits no longer than it does for strangers",
+    )
 
 
 def pytest_sessionfinish() -> None:

@@ -119,6 +119,7 @@ class Hook:
 
     class settings:  # noqa: N801
         key = KEY
+        conn_type = "kling"
 
 
 class TaskInstance:
@@ -183,3 +184,22 @@ def test_a_connection_whose_id_is_too_long_is_told_before_anything_is_sent(
     monkeypatch.setattr(Hook, "kling_conn_id", "c" * 240)
     with pytest.raises(ConnectionSettingsError, match="too long"):
         address().of(RECORD)
+
+
+@pytest.mark.parametrize("conn_type", ["http", ""])
+def test_a_connection_of_another_type_is_told_before_anything_is_sent(
+    monkeypatch: pytest.MonkeyPatch, conn_type: str
+) -> None:
+    monkeypatch.setenv(BASE_URL, "https://airflow.example.com")
+    monkeypatch.setattr(Hook.settings, "conn_type", conn_type)
+    with pytest.raises(ConnectionSettingsError, match=r"type 'kling'.*nothing was billed"):
+        address().of(RECORD)
+
+
+@pytest.mark.parametrize("character", ["\0", "\n", "\x1f", "\x7f", "\x85"])
+def test_a_connections_id_holds_no_control_character(character: str) -> None:
+    conn_id = f"kling{character}default"
+    named = CallbackToken(uuid.uuid4(), "A" * 12, conn_id)._named
+    assert CallbackToken.read("A" * 32 + named) is None
+    with pytest.raises(ValueError, match="control character"):
+        CallbackToken(uuid.uuid4(), "A" * 12, conn_id).sign(KEY)

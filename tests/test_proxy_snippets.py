@@ -74,6 +74,12 @@ def test_nginx_takes_its_snippet(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def logs_of_server(text: str) -> list[str]:
+    """Return where the server logs to; none of its locations may say otherwise."""
+    assert not re.search(r"^ {8,}\w+_log\b", text, re.MULTILINE)
+    return re.findall(r"^    (\w+_log .*)$", text, re.MULTILINE)
+
+
 def test_nginx_opens_this_path_alone() -> None:
     text = snippet("nginx")
     assert text.count("{") == text.count("}")
@@ -84,6 +90,8 @@ def test_nginx_opens_this_path_alone() -> None:
     assert "client_max_body_size 64k;" in text
     assert receiver.MOST_BYTES == 64 * 1024
     assert "access_log off;" in text
+    # The error log quotes the address too: where Airflow is down, a call is refused, or there are too many.
+    assert logs_of_server(text) == ["access_log off;", "error_log /dev/null;"]
 
 
 def test_traefik_opens_this_path_alone() -> None:
@@ -95,5 +103,5 @@ def test_traefik_opens_this_path_alone() -> None:
     assert "Method(`POST`)" in router["rule"]
     assert set(router["middlewares"]) == set(http["middlewares"])
     assert router["service"] in http["services"]
-    assert router["observability"] == {"accessLogs": False}
+    assert router["observability"] == {"accessLogs": False, "tracing": False}
     assert http["middlewares"]["kling-size"]["buffering"]["maxRequestBodyBytes"] == receiver.MOST_BYTES

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from airflow_provider_kling import config
 from airflow_provider_kling.api.errors import KlingError
-from airflow_provider_kling.callbacks import CallbackToken, url_of
+from airflow_provider_kling.callbacks import CallbackToken, check_conn_type, url_of
 
 if TYPE_CHECKING:
     import requests
@@ -39,10 +39,11 @@ def check_callbacks(settings: ConnectionSettings) -> str:
     base_url = config.require_callback_base_url()
     token = CallbackToken.for_check(settings.conn_id)
     try:
+        check_conn_type(settings)
         genuine = token.sign(settings.key)
     except ValueError as error:
         raise CallbackCheckError(
-            f"Connection {settings.conn_id!r}: {error}", next_step="Use a shorter id."
+            f"Connection {settings.conn_id!r}: {error}", next_step="Correct the connection."
         ) from None
     forged = token.sign(f"not {settings.key}")
     with requests.Session() as session:

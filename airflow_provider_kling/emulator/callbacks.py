@@ -39,7 +39,7 @@ class Callbacks:
         self._faults = faults
         self._links = links
         self._changed = asyncio.Event()
-        self._deliveries: set[asyncio.Task[None]] = set()
+        self._deliveries: dict[asyncio.Task[None], Task] = {}
         self._slots = asyncio.Semaphore(_MOST_AT_A_TIME)
 
     async def run(self) -> None:
@@ -55,10 +55,13 @@ class Callbacks:
         async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
             try:
                 while True:
+                    for delivery, task in self._deliveries.items():
+                        if not self._service.remembers(task):
+                            delivery.cancel()
                     for task in self._service.take_over():
                         delivery = loop.create_task(self._deliver(session, task))
-                        self._deliveries.add(delivery)
-                        delivery.add_done_callback(self._deliveries.discard)
+                        self._deliveries[delivery] = task
+                        delivery.add_done_callback(self._deliveries.pop)
                     await self._sleep_until(self._service.next_over(), once=True)
             finally:
                 self._service.on_over = lambda: None
@@ -138,5 +141,7 @@ class Callbacks:
                 problem = f"{type(error).__name__}: {error}"
         sent = SentCallback(at, task.id, url, attempt, status, problem, round(time.monotonic() - began, 4))
         ended = self._service.now()
-        self._service.ledger.sent_callback(sent)
+        with self._service.lock:
+            if self._service.remembers(task):
+                self._service.ledger.sent_callback(sent)
         return sent.was_accepted, ended

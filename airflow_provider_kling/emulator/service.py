@@ -211,7 +211,7 @@ class VideoService:
             self.lock, settle=self.settle, tasks=self.seen_tasks, task=self.seen_task, journal=journal
         )
         self.on_over: Callable[[], None] = lambda: None
-        """Called, from any thread, when a task with a callback was made or is over, or the clock was moved."""
+        """Called, from any thread, when a task with a callback was made, is over or forgotten, or the clock moved."""
         self._clock = clock
         self._ahead = 0.0
         self._journal = journal
@@ -520,6 +520,12 @@ class VideoService:
             self._begin()
             self.ledger.forget()
             self._write("reset")
+        self.on_over()
+
+    def remembers(self, task: Task) -> bool:
+        """Tell whether a task has not been forgotten since."""
+        with self.lock:
+            return self._tasks.get(task.id) is task
 
     # Callbacks
 

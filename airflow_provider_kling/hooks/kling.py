@@ -47,6 +47,7 @@ from airflow_provider_kling.api.protocol import (
 )
 from airflow_provider_kling.config import max_failed_queries
 from airflow_provider_kling.hooks.settings import (
+    CONN_TYPE,
     DEFAULT_CONN_ID,
     MAX_PATIENCE,
     ConnectionSettings,
@@ -93,7 +94,7 @@ class KlingHook(BaseHook):
 
     conn_name_attr = "kling_conn_id"
     default_conn_name = DEFAULT_CONN_ID
-    conn_type = "kling"
+    conn_type = CONN_TYPE
     hook_name = "Kling Omni-Video"
 
     def __init__(self, kling_conn_id: str = DEFAULT_CONN_ID, **kwargs: Any) -> None:

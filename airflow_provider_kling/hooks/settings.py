@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Connection
 
 DEFAULT_CONN_ID = "kling_default"
+CONN_TYPE = "kling"
 DEFAULT_CONNECT_TIMEOUT = 10.0
 """Seconds to wait for a connection to the service."""
 DEFAULT_READ_TIMEOUT = 30.0
@@ -44,6 +45,8 @@ class ConnectionSettings:
     :param conn_id: the connection's id.
     :param base_url: the service's base URL, without a slash at its end.
     :param key: the Bearer key.
+    :param conn_type: the connection's type. Another than ``kling`` does for all but callbacks, whose receiver is open
+        to strangers and must not try what they send against the passwords of databases and hosts.
     :param connect_timeout: seconds to wait for a connection.
     :param read_timeout: seconds to wait for the service to send something.
     :param verify: whether the service's certificate is checked, or the path of a CA bundle to check it with.
@@ -56,6 +59,7 @@ class ConnectionSettings:
     conn_id: str
     base_url: str
     key: str = field(repr=False)
+    conn_type: str = CONN_TYPE
     connect_timeout: float = DEFAULT_CONNECT_TIMEOUT
     read_timeout: float = DEFAULT_READ_TIMEOUT
     verify: bool | str = True
@@ -135,6 +139,7 @@ class ConnectionSettings:
             conn_id=conn_id,
             base_url=base_url,
             key=_key(connection.password, conn_id),
+            conn_type=connection.conn_type or "",
             connect_timeout=_seconds(extra, "connect_timeout", DEFAULT_CONNECT_TIMEOUT, conn_id),
             read_timeout=_seconds(extra, "read_timeout", DEFAULT_READ_TIMEOUT, conn_id),
             verify=_verify(extra, conn_id),

@@ -28,7 +28,7 @@ from airflow_provider_kling.api.errors import KlingError, TaskNotFoundError
 from airflow_provider_kling.api.protocol import read_callback
 from airflow_provider_kling.callbacks import PATH, CallbackToken
 from airflow_provider_kling.plugins.accounts import Accounts, UnavailableError
-from airflow_provider_kling.plugins.admission import Admission, BusyError, LookupBudget
+from airflow_provider_kling.plugins.admission import Admission, BusyError, Strangers
 from airflow_provider_kling.plugins.database import writes_can_run_side_by_side
 from airflow_provider_kling.plugins.standing import Found, Standing
 from airflow_provider_kling.plugins.waiting_lists import note
@@ -118,7 +118,7 @@ class Receiver:
         self._writing_threads = anyio.CapacityLimiter(THREADS if writes_can_run_side_by_side() else 1)
         self._turns = asyncio.Semaphore(TURNS)
         self._same: WeakValueDictionary[tuple[UUID, str], asyncio.Lock] = WeakValueDictionary()
-        self._accounts = Accounts(self._in_thread, LookupBudget())
+        self._accounts = Accounts(self._in_thread, Strangers())
 
     async def take(self, token: str, body: Callable[[], Awaitable[bytes | None]], *, address: str) -> Verdict:
         """
@@ -153,8 +153,8 @@ class Receiver:
         token = CallbackToken.read(text)
         if token is None:
             return _refused("its token is none of ours")
-        settings = await self._accounts.settings(token.conn_id, address=address)
-        if settings is None or not CallbackToken.is_signed(text, settings.key):
+        settings = await self._accounts.whose_key_signed(text, token, address=address)
+        if settings is None:
             return _refused("its token is not signed with a key of ours")
         told = read_callback(content)
         if told is None or not told.state.is_terminal:

@@ -15,6 +15,7 @@ from airflow.utils.session import create_session
 from sqlalchemy import select, text, update
 from sqlalchemy.exc import SQLAlchemyError
 
+from airflow_provider_kling.hooks.settings import CONN_TYPE
 from airflow_provider_kling.plugins.accounts import UnavailableError
 
 if TYPE_CHECKING:
@@ -49,14 +50,14 @@ def check_database() -> None:
         session.execute(text("SELECT 1"))
 
 
-def is_in_database(conn_id: str) -> bool:
+def kling_conn_ids() -> frozenset[str]:
     """
-    Tell whether the database holds a connection. It costs one look into an index.
+    Return the ids of the connections of type ``kling`` that the database holds.
 
     :raises UnavailableError: where it does not answer.
     """
     with asking() as session:
-        return session.scalar(select(Connection.conn_id).where(Connection.conn_id == conn_id)) is not None
+        return frozenset(session.scalars(select(Connection.conn_id).where(Connection.conn_type == CONN_TYPE)))
 
 
 def writes_can_run_side_by_side() -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import json
 import logging
 import re
 from collections.abc import Callable, Mapping
@@ -141,7 +142,7 @@ def create_app() -> FastAPI:
             for place in range(len(cards)):
                 group.start_soon(look, place)
         told = {"total": page.total, "offset": offset, "limit": limit, "videos": cards}
-        return JSONResponse(told, headers=_OF_ALL | _OF_DATA)
+        return _Told(told, headers=_OF_ALL | _OF_DATA)
 
     @app.exception_handler(NotPlayedError)
     async def not_played(_: Request, error: NotPlayedError) -> JSONResponse:
@@ -231,6 +232,15 @@ async def _play(request: Request, video: StoredVideo, part: Wanted, *, is_downlo
         streams.release_on_behalf_of(stream)
         raise
     return _Playing(video, part, file, first, headers, done=lambda: streams.release_on_behalf_of(stream))
+
+
+class _Told(JSONResponse):
+    """Tells what others wrote down, also where JSON cannot: such numbers as null, halves of characters as U+FFFD."""
+
+    def render(self, content: Any) -> bytes:
+        told = json.loads(json.dumps(content), parse_constant=lambda _: None)
+        text = json.dumps(told, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()
 
 
 class _Playing(Response):

@@ -22,7 +22,7 @@ from airflow_provider_kling.card import SCHEMA, XCOM_VIDEO, expires_at, file_on_
 from airflow_provider_kling.output_path import Coordinates, check_output_path
 from airflow_provider_kling.plugins.accounts import UnavailableError
 from airflow_provider_kling.plugins.database import asking, xcom
-from airflow_provider_kling.storage import NoPlainFileError, Place, told
+from airflow_provider_kling.storage import NoPlainFileError, OtherFileError, Place, told
 
 if TYPE_CHECKING:
     from airflow_provider_kling.manifest import Manifest
@@ -151,14 +151,17 @@ def find_video(whose: Coordinates, index: int, item: int | None = None) -> Store
 
 def open_video(video: StoredVideo) -> BinaryIO:
     """
-    Open a stored file.
+    Open a stored file, if it is still the one that was found.
 
     :raises NotPlayedError: where that cannot be done.
     """
     try:
-        return video.place.open_plain()
+        return video.place.open_beside(video.manifest)
     except FileNotFoundError as error:
         raise NotPlayedError(Reason.GONE) from error
+    except OtherFileError as error:
+        log.warning("%s: it is not played.", error)
+        raise NotPlayedError(Reason.REPLACED) from error
     except NoPlainFileError as error:
         raise _refused(video.place.uri, error) from error
     except Exception as error:

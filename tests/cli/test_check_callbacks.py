@@ -122,3 +122,14 @@ def test_something_else_that_answers_there_is_told_as_such(
     assert done.status == 1
     assert f"HTTP {status}" in done.err
     assert told in done.err
+
+
+def test_a_connection_of_another_type_is_told_as_such(
+    kling_emulator: KlingEmulator, receiver: str, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = kling_emulator.connection_uri.replace("kling://", "http://", 1)
+    monkeypatch.setenv("AIRFLOW_CONN_KLING_DEFAULT", uri)
+    done = run("check", "--callbacks")
+    assert done.status == 1
+    assert "type 'http'" in done.err
+    assert "type 'kling'" in done.err

@@ -273,3 +273,41 @@ def test_the_emulator_ends_at_once_while_callbacks_wait(receiver: Receiver) -> N
         caller.create(callback_url=receiver.url)
         eventually(lambda: receiver.bodies)
     assert emulator.ledger.callbacks() == []
+
+
+def test_a_task_that_was_forgotten_is_not_told_of_again(
+    emulator: KlingEmulator, caller: Caller, receiver: Receiver
+) -> None:
+    receiver.statuses = [500]
+    forgotten = caller.create(callback_url=receiver.url)
+    emulator.complete(forgotten)
+    wait_for_attempts(emulator, 1)
+
+    emulator.reset()
+
+    emulator.advance(1)
+    # Another delivery, begun later, shows that nothing is left of this one.
+    emulator.complete(caller.create(callback_url=receiver.url))
+    eventually(lambda: len(attempts(emulator)) == 1)
+    emulator.advance(3600)
+    caller.balance()
+    assert [body["data"]["taskId"] for body in receiver.bodies].count(forgotten) == 1
+    assert emulator.ledger.callbacks(forgotten) == []
+
+
+def test_a_callback_that_is_on_its_way_while_its_task_is_forgotten_leaves_no_trace(
+    emulator: KlingEmulator, caller: Caller, receiver: Receiver
+) -> None:
+    receiver.holds = True
+    forgotten = caller.create(callback_url=receiver.url)
+    emulator.complete(forgotten)
+    eventually(lambda: receiver.bodies)
+
+    emulator.reset()
+
+    receiver.holds = False
+    receiver.hold.set()
+    emulator.complete(caller.create(callback_url=receiver.url))
+    eventually(lambda: len(receiver.bodies) == 2)
+    wait_for_attempts(emulator, 1)
+    assert emulator.ledger.callbacks(forgotten) == []

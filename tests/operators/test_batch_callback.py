@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from airflow.providers.common.compat.sdk import AirflowConfigException, TaskDeferred
+from airflow.providers.common.compat.sdk import AirflowConfigException, AirflowFailException, TaskDeferred
 
 from airflow_provider_kling import arguments
 from airflow_provider_kling.batch_ledger import FilePages
@@ -166,6 +166,19 @@ def test_without_an_address_of_its_own_nothing_is_sent(
     assert isinstance(run.error, AirflowConfigException)
     assert "callback_base_url" in str(run.error)
     assert kling_emulator.ledger.creates() == []
+
+
+@needs_callbacks
+def test_a_connection_of_another_type_costs_nothing(
+    kling_emulator: KlingEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = kling_emulator.connection_uri.replace("kling://", "http://", 1)
+    monkeypatch.setenv("AIRFLOW_CONN_KLING_DEFAULT", uri)
+    run = attempt()
+    assert isinstance(run.error, AirflowFailException)
+    assert "of type 'http'" in str(run.error)
+    assert kling_emulator.ledger.creates() == []
+    assert attempt(callback=False).value() is not None
 
 
 @needs_callbacks

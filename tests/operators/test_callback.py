@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from airflow.providers.common.compat.sdk import (
+    DAG,
     AirflowConfigException,
     AirflowFailException,
     Asset,
@@ -135,6 +136,16 @@ def test_an_airflow_without_the_needed_functions_is_told_when_the_dag_is_parsed(
 
 
 @needs_callbacks
+def test_of_a_mapped_task_what_cannot_be_is_told_when_it_is_made_to_run() -> None:
+    with DAG("mapped", schedule=None) as dag:
+        KlingGenerateVideoOperator.partial(task_id="make", callback=True, deferrable=False).expand(
+            prompt=["a"]
+        )
+    with pytest.raises(ValueError, match="would wait on its worker"):
+        dag.get_task("make").unmap({"prompt": "a tide"})
+
+
+@needs_callbacks
 def test_without_an_address_of_its_own_nothing_is_sent(
     kling_emulator: KlingEmulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -143,6 +154,19 @@ def test_without_an_address_of_its_own_nothing_is_sent(
     assert isinstance(run.error, AirflowConfigException)
     assert "callback_base_url" in str(run.error)
     assert kling_emulator.ledger.creates() == []
+
+
+@needs_callbacks
+def test_a_connection_of_another_type_costs_nothing(
+    kling_emulator: KlingEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = kling_emulator.connection_uri.replace("kling://", "http://", 1)
+    monkeypatch.setenv("AIRFLOW_CONN_KLING_DEFAULT", uri)
+    run = attempt()
+    assert isinstance(run.error, AirflowFailException)
+    assert "of type 'http'" in str(run.error)
+    assert kling_emulator.ledger.creates() == []
+    assert attempt(callback=False).value() is not None
 
 
 @needs_callbacks

@@ -35,6 +35,17 @@ def receiver_is_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("_AIRFLOW_PROCESS_CONTEXT", "server")
 
 
+@pytest.fixture(autouse=True)
+def receiver_has_all_the_time(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a busy machine be slow, but in tests of how long the receiver waits."""
+    if request.node.get_closest_marker("receivers_own_limits"):
+        return
+    from airflow_provider_kling.plugins import callbacks
+
+    for limit in ("BODY_SECONDS", "QUERY_SECONDS", "TURN_SECONDS"):
+        monkeypatch.setattr(callbacks, limit, 600.0)
+
+
 @dataclass(frozen=True)
 class Waiter:
     """A task instance in the database."""

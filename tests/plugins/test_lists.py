@@ -177,8 +177,9 @@ def test_a_list_that_asks_by_itself_is_left_alone(
 
 
 def test_a_list_that_has_just_deferred_is_told_at_once_and_resumed_a_little_later(
-    client: Any, waiter: Waiter, videos: Videos
+    client: Any, waiter: Waiter, videos: Videos, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(waiting_tasks, "SETTLE_SECONDS", 3600)
     waiter.defer_for_list(videos.submissions, enough=2, age=0.1)
     assert videos.call(client, 0) == TAKEN
     assert videos.call(client, 1) == AGAIN, "a scheduler may not know of the deferral yet"

@@ -266,3 +266,30 @@ def test_odd_results_are_told_without_failing(viewer: Viewer, waiter: Waiter, re
     for each in answer.json()["videos"]:
         assert each["state"] == "unresolved"
         assert each["files"] == []
+
+
+@pytest.mark.parametrize("is_document", [False, True])
+@pytest.mark.parametrize(
+    ("odd", "told"),
+    [
+        ("NaN", None),
+        ("Infinity", None),
+        ("[-Infinity, 1e400, 1.5]", [None, None, 1.5]),
+        (r'"the dune \ud83d"', "the dune \N{REPLACEMENT CHARACTER}"),
+        (r'{"\udc00": "\ud83d\ude00 \ud800x"}', {"\ufffd": "\N{GRINNING FACE} \ufffdx"}),
+    ],
+)
+def test_what_json_cannot_tell_is_told_as_null_or_replaced(
+    viewer: Viewer, waiter: Waiter, tmp_path: Path, is_document: bool, odd: str, told: Any
+) -> None:
+    results = f'[{{"outcome": "failed", "error": {odd}, "generation_seconds": 3}}]'
+    if is_document:
+        path = f"{tmp_path}/results.json"
+        Path(path).write_text(f'{{"dag_id": "{waiter.dag_id}", "results": {results}}}')
+        waiter.push("kling_video", {"results_path": path})
+    else:
+        waiter.push("return_value", {"results": json.loads(results)})
+    answer = viewer.get(address(waiter, "videos"))
+    assert answer.status_code == 200
+    [video] = answer.json()["videos"]
+    assert (video["error"], video["generation_seconds"]) == (told, 3)

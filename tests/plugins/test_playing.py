@@ -6,6 +6,7 @@ import hashlib
 import os
 import random
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from airflow.providers.common.compat.sdk import ObjectStoragePath
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from airflow_provider_kling.manifest import Manifest
 from airflow_provider_kling.output_path import Coordinates
-from airflow_provider_kling.plugins import stored_videos
+from airflow_provider_kling.plugins import gallery, stored_videos
 from airflow_provider_kling.storage import Place
 from tests.plugins.conftest import Waiter
 from tests.plugins.viewing import Viewer, address, card, describe, store, whose
@@ -439,3 +441,60 @@ def test_what_becomes_a_link_or_a_pipe_after_it_was_looked_at_is_not_opened(
 
     with pytest.raises(stored_videos.NotPlayedError):
         stored_videos.open_video(video)
+
+
+@dataclass(frozen=True)
+class Swapped:
+    """A directory that a video was stored through, and that leads elsewhere when it is swapped."""
+
+    video: Path
+    secret: Path
+
+    def swap(self) -> None:
+        self.video.parent.unlink()
+        self.video.parent.symlink_to(self.secret.parent)
+
+
+@pytest.fixture
+def swapped(waiter: Waiter, tmp_path: Path) -> Swapped:
+    mine, theirs, way = tmp_path / "mine", tmp_path / "theirs", tmp_path / "way"
+    mine.mkdir()
+    theirs.mkdir()
+    way.symlink_to(mine)
+    (theirs / "film.mp4").write_bytes(FILM[::-1])
+    waiter.push("kling_video", card(store(whose(waiter), f"{way}/film.mp4", FILM)))
+    return Swapped(way / "film.mp4", theirs / "film.mp4")
+
+
+def test_a_directory_that_leads_elsewhere_after_the_file_was_found_opens_nothing(
+    viewer: Viewer, waiter: Waiter, swapped: Swapped, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert viewer.get(address(waiter)).content == FILM
+
+    def find(*arguments: Any) -> Any:
+        video = stored_videos.find_video(*arguments)
+        swapped.swap()
+        return video
+
+    monkeypatch.setattr(gallery, "find_video", find)
+    answer = viewer.get(address(waiter))
+    assert (answer.status_code, answer.json()["reason"]) == (404, "replaced")
+    assert FILM[::-1][:100] not in answer.content
+
+
+def test_a_directory_that_leads_elsewhere_between_manifest_and_file_opens_nothing(
+    viewer: Viewer, waiter: Waiter, swapped: Swapped, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = Manifest.read
+    reads = []
+
+    def read_and_swap(content: bytes) -> Any:
+        reads.append(content)
+        swapped.swap()
+        return read(content)
+
+    monkeypatch.setattr(Manifest, "read", read_and_swap)
+    answer = viewer.get(address(waiter))
+    assert reads
+    assert FILM[::-1][:100] not in answer.content
+    assert (answer.status_code, answer.json()["reason"]) == (404, "replaced")

@@ -6,7 +6,7 @@ import asyncio
 import json
 import logging
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -148,8 +148,9 @@ def test_a_task_that_was_resumed_already_needs_nothing(
 
 
 def test_a_task_that_has_not_deferred_yet_is_called_again_later(
-    client: Any, service: KlingEmulator, waiter: Waiter
+    client: Any, service: KlingEmulator, waiter: Waiter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(waiting_tasks, "SETTLE_SECONDS", 3600)
     kling_task_id, token = create(service), waiter.token(service.api_key)
     assert post(client, token, body_of(kling_task_id)) == AGAIN
     waiter.defer(kling_task_id, age=0.1)
@@ -301,6 +302,7 @@ def test_a_service_that_is_down_is_a_reason_to_come_again(
     assert post(client, token, body_of(kling_task_id)) == TAKEN
 
 
+@pytest.mark.receivers_own_limits
 def test_a_service_that_hangs_is_not_waited_for_longer_than_it_waits_for_us(
     client: Any,
     service: KlingEmulator,
@@ -398,18 +400,16 @@ def test_made_up_connections_do_not_keep_the_genuine_ones_from_being_looked_up(
     other = waiter.token("sk_other")
     assert post(client, other, body_of(kling_task_id)) == WRONG  # looked up once
     monkeypatch.setattr(accounts, "FRESH_SECONDS", 0)
-    answers = set()
     for number in range(admission.STRANGE_LOOKUPS_OF_ONE_ADDRESS * 2):
         token = waiter.token("sk_x", conn_id=f"made_up_{number}")
-        answers.add(post(client, token, body_of(kling_task_id))[0])
-    assert answers == {404, 503}
+        assert post(client, token, body_of(kling_task_id)) == WRONG
     assert len(looked_up) <= admission.STRANGE_LOOKUPS_OF_ONE_ADDRESS + 1
     assert post(client, genuine, body_of(kling_task_id)) == TAKEN
 
 
 @pytest.mark.kling_emulator(latency=0)
 def test_made_up_connections_do_not_shut_out_one_of_the_database_that_was_not_looked_up_yet(
-    client: Any, service: KlingEmulator, waiter: Waiter
+    client: Any, service: KlingEmulator, waiter: Waiter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from airflow.models.connection import Connection
     from airflow.utils.session import create_session
@@ -419,11 +419,107 @@ def test_made_up_connections_do_not_shut_out_one_of_the_database_that_was_not_lo
         session.add(Connection(conn_id=conn_id, uri=service.connection_uri))
     kling_task_id = create(service)
     waiter.defer(kling_task_id, conn_id=conn_id)
+    looked_up = []
+    read = accounts._read
+    monkeypatch.setattr(accounts, "_read", lambda conn_id: (looked_up.append(conn_id), read(conn_id))[1])
     for number in range(admission.STRANGE_LOOKUPS_OF_ONE_ADDRESS):
         forged = waiter.token("sk_x", conn_id=f"made_up_{number}")
         assert post(client, forged, body_of(kling_task_id)) == WRONG
-    assert post(client, waiter.token("sk_x", conn_id="made_up"), body_of(kling_task_id)) == AGAIN
+    assert post(client, waiter.token("sk_x", conn_id="made_up"), body_of(kling_task_id)) == WRONG
+    assert "made_up" not in looked_up
     assert post(client, waiter.token(service.api_key, conn_id=conn_id), body_of(kling_task_id)) == TAKEN
+    assert waiter.is_resumed
+
+
+@pytest.fixture
+def secrets_of_others(airflow_db: None) -> Iterator[dict[str, str]]:
+    """Connections of other types in the database: their ids, with their passwords."""
+    from airflow.models.connection import Connection
+    from airflow.utils.session import create_session
+    from sqlalchemy import delete
+
+    passwords = {"warehouse": "hunter2", "box": "correct-horse"}
+    with create_session() as session:
+        for (conn_id, password), conn_type in zip(passwords.items(), ("postgres", "ssh"), strict=True):
+            session.add(Connection(conn_id=conn_id, conn_type=conn_type, host="10.0.0.7", password=password))
+    yield passwords
+    with create_session() as session:
+        session.execute(delete(Connection).where(Connection.conn_id.in_(passwords)))
+
+
+def test_nobody_learns_whether_a_guess_is_the_password_of_a_connection_of_another_type(
+    client: Any,
+    service: KlingEmulator,
+    secrets_of_others: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("AIRFLOW_CONN_OF_ENVIRONMENT", "mysql://root:swordfish@10.0.0.8")
+    monkeypatch.setenv("AIRFLOW_CONN_OF_NO_TYPE", '{"password": "swordfish"}')
+    passwords = secrets_of_others | {"of_environment": "swordfish", "of_no_type": "swordfish"}
+    for conn_id, password in passwords.items():
+        for guess in ("wrong", password):
+            token = CallbackToken.for_check(conn_id).sign(guess)
+            assert post(client, token, body_of("check")) == WRONG, (conn_id, guess)
+
+
+@pytest.mark.parametrize("used_up", ["STRANGE_LOOKUPS_A_MINUTE", "STRANGE_LOOKUPS_OF_ONE_ADDRESS"])
+def test_nobody_learns_which_connections_there_are_by_using_up_the_look_ups(
+    client: Any,
+    service: KlingEmulator,
+    secrets_of_others: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    used_up: str,
+) -> None:
+    monkeypatch.setattr(admission, used_up, 1)
+    answers = [
+        post(client, CallbackToken.for_check(conn_id).sign("wrong"), body_of("check"))
+        for conn_id in ("made_up_1", "made_up_2", "made_up_3", *secrets_of_others, CONN_ID, "made_up_4")
+    ]
+    assert answers == [WRONG] * len(answers)
+
+
+def test_a_made_up_connection_costs_no_query_of_its_own(
+    client: Any, service: KlingEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    session = database.create_session
+    monkeypatch.setattr(database, "create_session", lambda *a, **k: (asked.append(1), session(*a, **k))[1])
+    for number in range(admission.STRANGE_LOOKUPS_OF_ONE_ADDRESS * 10):
+        token = CallbackToken.for_check(f"made_up_{number}").sign("wrong")
+        assert post(client, token, body_of("check")) == WRONG
+    assert len(asked) <= admission.STRANGE_LOOKUPS_OF_ONE_ADDRESS + 5
+
+
+def test_who_guesses_keys_makes_no_look_ups_and_keeps_out_nobody_who_knows_one(
+    client: Any, service: KlingEmulator, waiting: tuple[Waiter, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waiter, kling_task_id = waiting
+    looked_up = []
+    read = accounts._read
+    monkeypatch.setattr(accounts, "_read", lambda conn_id: (looked_up.append(conn_id), read(conn_id))[1])
+    monkeypatch.setattr(accounts, "FRESH_SECONDS", 0)
+    guesses = admission.FAILED_SIGNATURES_OF_ONE_ADDRESS * 2
+    for number in range(guesses):
+        assert post(client, waiter.token(f"sk_{number}"), body_of(kling_task_id)) == WRONG
+    assert len(looked_up) <= admission.FAILED_SIGNATURES_OF_ONE_ADDRESS + 1
+    assert post(client, waiter.token(service.api_key), body_of(kling_task_id)) == TAKEN
+    assert waiter.is_resumed
+
+
+def test_a_new_key_counts_a_minute_later_though_strangers_keep_guessing(
+    client: Any, service: KlingEmulator, waiting: tuple[Waiter, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waiter, kling_task_id = waiting
+    monkeypatch.setattr(admission, "FAILED_SIGNATURES_OF_ONE_ADDRESS", 1)
+    monkeypatch.setattr(accounts, "FRESH_SECONDS", 0)
+    with monkeypatch.context() as before:
+        before.setenv("AIRFLOW_CONN_KLING_DEFAULT", f"kling://:sk_old@{service.base_url.split('//')[1]}")
+        for _ in range(3):
+            assert post(client, waiter.token("sk_guessed"), body_of(kling_task_id)) == WRONG
+    genuine = waiter.token(service.api_key)
+    assert post(client, genuine, body_of(kling_task_id)) == WRONG, "the old key counts for the moment"
+    monkeypatch.setattr(accounts, "KEPT_SECONDS", 0)
+    assert post(client, genuine, body_of(kling_task_id)) == TAKEN
     assert waiter.is_resumed
 
 
