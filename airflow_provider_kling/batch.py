@@ -94,7 +94,8 @@ class BatchState:
     :param attempt_ends_at: when Airflow's ``execution_timeout`` for this attempt is over, epoch seconds.
     :param room: how many may be at the service at a time just now.
     :param not_before: when a busy service may be asked again, epoch seconds.
-    :param progress_at: when a video was last asked for or over, epoch seconds.
+    :param progress_at: when a video was last over, for another reason than that the service had too many; at first when
+        the attempt began. Epoch seconds.
     :param known: how many entries of the ledger the attempt has.
     :param stopped: why no more are asked for; None while more are.
     :param stopped_for_good: whether a retry cannot help with that.
@@ -621,11 +622,15 @@ class Batch:
             self._end_without(entry, error)
             return None
         self._unknown_in_a_row = 0
-        self._note_progress()
         return obtained
 
     def _pause(self, error: KlingError) -> None:
-        """Ask for fewer at a time, and for none for a while; at last for none any more."""
+        """
+        Ask for fewer at a time, and for none for a while; at last for none any more.
+
+        That is when no video has been over for as long as one may take. A request that was taken is none that is over:
+        a service that takes each and fails it as one too many would be asked for ever.
+        """
         now = time.time()
         until = now + busy_pause(error)
         flying = len(self._flying())
@@ -650,9 +655,6 @@ class Batch:
             told = error_text(why, most_characters=500) if isinstance(why, KlingError) else why
             self._state = replace(self._state, stopped=told, stopped_for_good=for_good)
             self._log.error("No more videos are asked for: %s", why)
-
-    def _note_progress(self) -> None:
-        self._state = replace(self._state, progress_at=time.time())
 
     # The wait
 
@@ -769,12 +771,14 @@ class Batch:
         """Store what is completed, side by side, and note how all of them ended."""
         if not overs:
             return
-        self._note_progress()
         if time.time() >= self._state.not_before:
             self._state = replace(self._state, room=min(self._operator.max_in_flight, self._state.room + 1))
         noticed_at = time.time()
         ready = []
-        for (entry, _), found in zip(overs, self._side_by_side(self._bring, overs), strict=True):
+        brought = list(self._side_by_side(self._bring, overs))
+        if not all(_is_turned_away(found) for found in brought):
+            self._state = replace(self._state, progress_at=time.time())
+        for (entry, _), found in zip(overs, brought, strict=True):
             if isinstance(found, TooManyTasksError):
                 self._open_again(entry)
                 self._pause(found)
@@ -985,6 +989,11 @@ class Batch:
             self._hook.get_conn()  # once, and not once in each thread; who needs it tells what is wrong
         with ThreadPoolExecutor(min(SIDE_BY_SIDE, len(each)), thread_name_prefix="kling-batch") as threads:
             return iter(list(threads.map(do, each)))
+
+
+def _is_turned_away(found: object) -> bool:
+    """Tell whether the service failed a task only because it had too many."""
+    return isinstance(found, TooManyTasksError)
 
 
 def _submitted_at(entry: Entry) -> float:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import time_machine
 from airflow.providers.common.compat.sdk import (
     DAG,
     AirflowConfigException,
@@ -325,6 +326,36 @@ def test_tasks_that_the_service_fails_for_being_too_many_are_asked_for_again(
     result = run(requests=prompts(6), max_in_flight=5, deferrable=deferrable).value()
     assert result["completed"] == 6
     assert len(kling_emulator.ledger.paid()) == 6
+
+
+@both_ways
+def test_a_service_that_takes_each_request_and_fails_it_as_one_too_many_ends_the_list_in_time(
+    kling_emulator: KlingEmulator, deferrable: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(generation, "BUSY_PAUSE", 0.1)
+    monkeypatch.setattr(batch, "LEAST_DEFERRAL", 0.1)
+    kling_emulator.inject("fail", fail_code="1303", message="parallel task over resource pack", times=20)
+    done = run(requests=prompts(1), timeout=0.5, deferrable=deferrable, ledger_path=str(tmp_path))
+    assert done.ti.xcoms["return_value"]["not_submitted"] == 1
+    assert type(done.error) is VideosFailedError, "a retry may find the service less busy"
+    assert "parallel task over resource pack" in str(done.error)
+    assert len(kling_emulator.ledger.creates()) <= 5, "a pause is a fifth of the timeout at least"
+    assert kling_emulator.ledger.paid() == []
+
+
+def test_a_busy_service_may_take_a_long_list_as_long_as_one_video_after_the_other_is_made(
+    kling_emulator: KlingEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for index in range(6):
+        kling_emulator.inject("fail", prompt=f"number {index}", fail_code="1303", message="too many tasks")
+    begun = time.time()
+    with time_machine.travel(begun, tick=False) as clock:
+        monkeypatch.setattr(time, "sleep", clock.shift)
+        result = run(requests=prompts(6), max_in_flight=1, timeout=100).value()
+        took = time.time() - begun
+    assert result["completed"] == 6
+    assert len(kling_emulator.ledger.creates()) == 12
+    assert took > 100, "else it was no long list"
 
 
 @both_ways
