@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 
 from airflow.providers.common.compat.sdk import AirflowConfigException
 
@@ -779,7 +779,7 @@ class Batch:
         if not all(_is_turned_away(found) for found in brought):
             self._state = replace(self._state, progress_at=time.time())
         for (entry, _), found in zip(overs, brought, strict=True):
-            if isinstance(found, TooManyTasksError):
+            if _is_turned_away(found):
                 self._open_again(entry)
                 self._pause(found)
             elif isinstance(found, KlingError):
@@ -991,9 +991,9 @@ class Batch:
             return iter(list(threads.map(do, each)))
 
 
-def _is_turned_away(found: object) -> bool:
-    """Tell whether the service failed a task only because it had too many."""
-    return isinstance(found, TooManyTasksError)
+def _is_turned_away(found: object) -> TypeGuard[TooManyTasksError]:
+    """Tell whether the service failed a task only because it had too many. Its word that a retry is hopeless wins."""
+    return isinstance(found, TooManyTasksError) and found.retryable
 
 
 def _submitted_at(entry: Entry) -> float:

@@ -358,6 +358,25 @@ def test_a_busy_service_may_take_a_long_list_as_long_as_one_video_after_the_othe
     assert took > 100, "else it was no long list"
 
 
+def test_a_failed_task_that_the_service_calls_hopeless_is_not_asked_for_again_whatever_its_words(
+    kling_emulator: KlingEmulator, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(generation, "BUSY_PAUSE", 0.1)
+    kling_emulator.inject(
+        "fail",
+        prompt="number 0",
+        fail_code="INVALID_PARAM",
+        message="element_list and end_frame cannot be used concurrently",
+        retryable=False,
+    )
+    done = run(requests=prompts(2), ledger_path=str(tmp_path))
+    told = done.ti.xcoms["return_value"]
+    assert [its["outcome"] for its in told["results"]] == ["failed", "completed"]
+    assert "cannot be used concurrently" in told["results"][0]["error"]
+    assert isinstance(done.error, AirflowFailException)
+    assert len(kling_emulator.ledger.creates()) == 2
+
+
 @both_ways
 def test_an_account_without_money_stops_the_list_at_once(
     kling_emulator: KlingEmulator, deferrable: bool
