@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -12,13 +13,14 @@ from typing import Any
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException, ObjectStoragePath
 
-from airflow_provider_kling import batch, batch_ledger, submission
+from airflow_provider_kling import batch, batch_ledger, generation, submission
 from airflow_provider_kling import ledger as ledger_module
 from airflow_provider_kling.airflow_versions import AIRFLOW_V_3_3_PLUS
-from airflow_provider_kling.api.errors import Paid
+from airflow_provider_kling.api.errors import KlingError, Paid
 from airflow_provider_kling.delivery import Delivery
 from airflow_provider_kling.emulator import KlingEmulator
 from airflow_provider_kling.exceptions import StorageError
+from airflow_provider_kling.hooks import kling as kling_hook
 from airflow_provider_kling.hooks.kling import KlingHook
 from airflow_provider_kling.ledger import LedgerError
 from airflow_provider_kling.operators.batch import KlingGenerateVideoBatchOperator
@@ -405,6 +407,69 @@ def test_what_stops_a_list_on_its_way_is_not_told_as_if_nothing_had_been_paid(
     assert ("the next attempt takes up" in str(error)) is (kind == "file")
     assert ("a retry would buy it again and is not made" in str(error)) is (kind == "none")
     assert "nothing was" not in str(error).lower()
+
+
+def rendering_otherwise(task: Batch, name: str, value: Any) -> TaskRun:
+    """Run an attempt one of whose templates renders to something else once the task is deferred."""
+    rendered: dict[str, Any] = {"requests": [f"kite {index}" for index in range(4)], "output_path": None}
+    rendered["output_path"] = str(task.folder / "films")
+
+    def make() -> KlingGenerateVideoBatchOperator:
+        made = task.operator(requests="{{ params.list }}", output_path="{{ params.folder }}")
+        made.requests, made.output_path = rendered["requests"], rendered["output_path"]
+        return made
+
+    return run_task(make, between=lambda: rendered.update({name: value}))
+
+
+RENDERED_OTHERWISE = [
+    ("requests", None, "requests: None is not allowed"),
+    ("requests", [{"prompt": "kite 0", "duration": 99}] * 4, "].duration: '99'"),
+    ("requests", [{"prompt": "kite 0", "output_path": "films"}] * 4, "'films'"),
+    ("output_path", "None", "output_path 'None'"),
+    ("output_path", None, "output_path"),
+]
+each_rendered_otherwise = pytest.mark.parametrize(
+    ("name", "value", "told"),
+    RENDERED_OTHERWISE,
+    ids=["no list", "wrong items", "wrong places of items", "a wrong place", "no place"],
+)
+
+
+@each_rendered_otherwise
+def test_what_renders_otherwise_while_videos_are_made_is_retried_and_names_what_is_billed(
+    tmp_path: Path, kling_emulator: KlingEmulator, name: str, value: Any, told: str
+) -> None:
+    task = Batch("file", tmp_path, True)
+    run = rendering_otherwise(task, name, value)
+    assert isinstance(run.error, KlingError)
+    assert run.error.retryable
+    assert run.error.paid is Paid.MAYBE
+    assert told in str(run.error)
+    bought = [made.task_id for made in kling_emulator.ledger.tasks()]
+    assert len(bought) == 2
+    for words in (*bought, "each is billed when it is completed", "the next attempt takes up", "A retry"):
+        assert words in str(run.error)
+    for words in ("nothing was", "sent nothing", "retry cannot help"):
+        assert words not in str(run.error).lower()
+    assert (run.ti.xcoms["kling_video"]["state"], run.ti.xcoms["kling_video"]["total"]) == ("failed", 4)
+
+    task.attempt(output_path=str(tmp_path / "films")).value()
+    assert prompts_paid(kling_emulator) == {f"kite {index}": 1 for index in range(4)}
+    assert len(kling_emulator.ledger.creates()) == 4
+
+
+@each_rendered_otherwise
+def test_what_renders_otherwise_is_not_retried_where_no_ledger_remembers_the_videos(
+    tmp_path: Path, kling_emulator: KlingEmulator, name: str, value: Any, told: str
+) -> None:
+    run = rendering_otherwise(Batch("none", tmp_path, True), name, value)
+    assert isinstance(run.error, AirflowFailException)
+    for words in (told, "each is billed when it is completed", "would buy it again and is not made"):
+        assert words in str(run.error)
+    for made in kling_emulator.ledger.tasks():
+        assert made.task_id in str(run.error)
+    assert "A retry renders" not in str(run.error), "there is none"
 
 
 @pytest.mark.parametrize("kind", ["file", "none"])
