@@ -97,6 +97,7 @@ class BatchState:
     :param progress_at: when a video was last over, for another reason than that the service had too many; at first when
         the attempt began. Epoch seconds.
     :param known: how many entries of the ledger the attempt has.
+    :param billable: how many of these stand for a video that is or may be billed.
     :param stopped: why no more are asked for; None while more are.
     :param stopped_for_good: whether a retry cannot help with that.
     """
@@ -107,6 +108,7 @@ class BatchState:
     not_before: float
     progress_at: float
     known: int = 0
+    billable: int = 0
     stopped: str | None = None
     stopped_for_good: bool = False
 
@@ -119,6 +121,7 @@ class BatchState:
             "not_before": self.not_before,
             "progress_at": self.progress_at,
             "known": self.known,
+            "billable": self.billable,
             "stopped": self.stopped,
             "stopped_for_good": self.stopped_for_good,
         }
@@ -139,6 +142,8 @@ class BatchState:
                 not_before=float(value["not_before"]),
                 progress_at=float(value["progress_at"]),
                 known=int(value["known"]),
+                # An older release does not tell them apart, and its tasks may wait while this one is installed.
+                billable=int(value.get("billable", value["known"])),
                 stopped=value["stopped"],
                 stopped_for_good=bool(value["stopped_for_good"]),
             )
@@ -278,6 +283,8 @@ class Batch:
                     ),
                     retryable=False,
                 )
+            # From here on the entries tell what is billed.
+            self._state = replace(self._state, billable=0)
             self._items, self._results_at = rendered()
             for entry in self._entries.values():
                 if entry.came_home:
@@ -434,7 +441,8 @@ class Batch:
             )
 
     def _may_be_billed(self) -> bool:
-        return bool(self.kling_task_ids or self._state.known)
+        """Tell whether anything that this attempt asked for or took up is or may be billed, as far as is known."""
+        return bool(self._state.billable) or any(entry.may_be_billed for entry in self._entries.values())
 
     def _open_first(self) -> list[str]:
         """Return the Kling task ids of this attempt, those of videos that are not over yet before the others."""
@@ -722,6 +730,10 @@ class Batch:
             sum(entry.ended is not None for entry in self._entries.values()),
             len(self._items),
         )
+        kept = self._ledger.of_attempt_kept()
+        state = replace(
+            self._state, known=len(kept), billable=sum(entry.may_be_billed for entry in kept)
+        )
         submissions = [entry.submission if self._is_called_back(entry) else None for entry in flying]
         self._operator.defer(
             trigger=KlingVideosTrigger(
@@ -732,7 +744,7 @@ class Batch:
                 poll_interval=self._operator.poll_interval,
                 enough=enough,
                 wake_at=wake_at,
-                state=replace(self._state, known=len(self._ledger.of_attempt_kept())).to_dict(),
+                state=state.to_dict(),
                 submissions=submissions if self._operator.callback else (),
                 callback_poll_interval=self._callback_interval,
             ),

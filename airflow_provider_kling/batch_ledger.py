@@ -258,6 +258,11 @@ class Entry:
         return self.record.get("kling_task_id")
 
     @property
+    def may_be_billed(self) -> bool:
+        """Whether its video is or may be billed: it was asked for, and nobody knows that nothing came of that."""
+        return self.state not in (None, RecordState.FREE)
+
+    @property
     def submission(self) -> str | None:
         """What callbacks call its submission; None where there is none."""
         if self.record is None:

@@ -472,6 +472,40 @@ def test_what_renders_otherwise_is_not_retried_where_no_ledger_remembers_the_vid
     assert "A retry renders" not in str(run.error), "there is none"
 
 
+def test_a_list_that_has_bought_nothing_yet_does_not_say_that_videos_are_billed(
+    tmp_path: Path, kling_emulator: KlingEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generation, "BUSY_PAUSE", 0.1)
+    monkeypatch.setattr(batch, "LEAST_DEFERRAL", 0.1)
+    monkeypatch.setattr(kling_hook, "SUBMIT_TRIES", 1)
+    kling_emulator.inject("answer", status=429, call="create", times="always")
+    run = run_task(
+        Batch("file", tmp_path, True).operator,
+        between=lambda: monkeypatch.delenv("AIRFLOW_CONN_KLING_DEFAULT", raising=False),
+    )
+    assert run.error is not None
+    assert "kling_default" in str(run.error)
+    assert "billed when" not in str(run.error)
+    error = run.error if isinstance(run.error, KlingError) else run.error.__cause__
+    assert isinstance(error, KlingError)
+    assert error.paid is Paid.NO
+    assert kling_emulator.ledger.tasks() == []
+
+
+def test_a_request_of_unknown_outcome_counts_as_one_that_may_be_billed(
+    tmp_path: Path, kling_emulator: KlingEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generation, "BUSY_PAUSE", 0.1)
+    monkeypatch.setattr(batch, "LEAST_DEFERRAL", 0.1)
+    monkeypatch.setattr(kling_hook, "SUBMIT_TRIES", 1)
+    kling_emulator.inject("lost_answer", call="create")
+    kling_emulator.inject("answer", status=429, call="create", skip=1, times="always")
+    run = run_task(Batch("file", tmp_path, True).operator, between=lambda: unplug_ledger(tmp_path))
+    assert isinstance(run.error, LedgerError)
+    assert run.error.paid is Paid.MAYBE
+    assert "each is billed when it is completed" in str(run.error)
+
+
 @pytest.mark.parametrize("kind", ["file", "none"])
 def test_results_that_cannot_be_written_are_no_fault_of_the_ledger_and_leave_the_bill_as_it_is(
     tmp_path: Path, kling_emulator: KlingEmulator, kind: str

@@ -298,7 +298,7 @@ class KlingGenerateVideoBatchOperator(BaseOperator):
                 if not bought and told is not None:
                     # The ledger was not read: this process knows how many they are, and of some which.
                     bought = list(told.over)
-                    unnamed = max(0, told.state.known - len(bought))
+                    unnamed = max(0, told.state.billable - len(bought))
                 keep_from_buying_again(error, bought, unnamed=unnamed, is_kept=ledger.is_kept, log=self.log)
                 raise
             finally:
