@@ -557,6 +557,7 @@ class Batch:
             delivered,
             self._ledger.place,
         )
+        self._warn_of_others()
         for warning in sorted(
             {text for index in self._entries for text in self._order(index).request.warnings()}
         ):
@@ -566,6 +567,30 @@ class Batch:
                 "These submissions are not remembered beyond this attempt: should it crash, a retry buys all videos "
                 "again. Use Airflow 3.3 or later, or set [kling] ledger_path or the argument ledger_path."
             )
+
+    def _warn_of_others(self) -> None:
+        """Name what earlier attempts bought and this list asks for no more: nobody else will tell of it."""
+        others = self._ledger.of_no_place()
+        if not others:
+            return
+        ids = [entry.kling_task_id for entry in others if entry.kling_task_id is not None]
+        named = [f"Kling tasks {_named(ids)}"] if ids else []
+        if unknown := len(others) - len(ids):
+            named.append(f"{unknown} of unknown id")
+        delivered = sum(
+            entry.ended is not None and entry.ended["outcome"] == Ended.COMPLETED for entry in others
+        )
+        self._log.warning(
+            "Earlier attempts asked for %d %s not in this list any more, since it asks for something else by now, or "
+            "through another connection: %s. %d of them are delivered; the others are left alone, and each is billed "
+            "when it is completed. KlingDownloadVideoOperator stores a video by its Kling task id; all of these are "
+            "in the ledger at %s. What this list asks for in their place is billed anew.",
+            len(others),
+            "video that is" if len(others) == 1 else "videos that are",
+            " and ".join(named),
+            delivered,
+            self._ledger.place,
+        )
 
     # The waves
 
@@ -731,9 +756,7 @@ class Batch:
             len(self._items),
         )
         kept = self._ledger.of_attempt_kept()
-        state = replace(
-            self._state, known=len(kept), billable=sum(entry.may_be_billed for entry in kept)
-        )
+        state = replace(self._state, known=len(kept), billable=sum(entry.may_be_billed for entry in kept))
         submissions = [entry.submission if self._is_called_back(entry) else None for entry in flying]
         self._operator.defer(
             trigger=KlingVideosTrigger(

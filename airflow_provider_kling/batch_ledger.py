@@ -388,6 +388,19 @@ class BatchLedger:
         """Return what of this attempt is on a page, so that it will be there in the next process."""
         return [entry for entry in self.of_attempt().values() if entry.page is not None]
 
+    def of_no_place(self) -> list[Entry]:
+        """
+        Return what earlier attempts bought, or may have bought, and this one has given no place in its list.
+
+        What nobody has delivered comes first.
+        """
+        others = [
+            entry for entry in self._entries.values() if entry.attempt != self.attempt and entry.may_be_billed
+        ]
+        return sorted(
+            others, key=lambda entry: (entry.state is RecordState.COMPLETED, entry.attempt, entry.index)
+        )
+
     def bind(self, index: int, fingerprint: str, written: str | None = None) -> Entry:
         """
         Return the entry for a place in this attempt's list: one that there is, where an earlier attempt left it.

@@ -543,6 +543,81 @@ def test_without_a_ledger_a_retry_that_would_buy_again_is_not_made(
     assert run.ti.xcoms["return_value"]["completed"] == 3
 
 
+def warnings_of_others(lines: list[str]) -> list[str]:
+    return [line for line in lines if "not in this list any more" in line]
+
+
+@pytest.mark.kling_emulator(latency="never")
+def test_a_changed_list_names_the_videos_of_the_old_one_in_a_warning(
+    task: Batch, kling_emulator: KlingEmulator, task_log: Callable[[], list[str]]
+) -> None:
+    task.attempt(timeout=0.5, max_in_flight=4)
+    assert warnings_of_others(task_log()) == []
+    old = {str(made.body["prompt"]): made.task_id for made in kling_emulator.ledger.tasks()}
+    before = len(task_log())
+    kling_emulator.configure(latency=0)
+    task.attempt(requests=["kite 0", "lake 1", "lake 2"]).error  # noqa: B018
+
+    (warning,) = warnings_of_others(task_log()[before:])
+    for prompt in ("kite 1", "kite 2", "kite 3"):
+        assert old[prompt] in warning
+    assert old["kite 0"] not in warning, "it is taken up"
+    for words in ("3 videos", "left alone", "billed", "KlingDownloadVideoOperator", "ledger"):
+        assert words in warning
+    assert {its["record"].get("kling_task_id") for its in task.records().values()} >= set(old.values())
+
+
+@pytest.mark.kling_emulator(latency=0)
+def test_of_a_changed_list_ten_old_videos_are_named_those_that_nobody_fetched_first(
+    tmp_path: Path, kling_emulator: KlingEmulator, task_log: Callable[[], list[str]]
+) -> None:
+    task = Batch("file", tmp_path, False)
+    kling_emulator.inject("latency", prompt="kite 12", seconds=3600)
+    task.attempt(requests=[f"kite {index}" for index in range(13)], max_in_flight=13, timeout=0.5)
+    old = {str(made.body["prompt"]): made.task_id for made in kling_emulator.ledger.tasks()}
+    before = len(task_log())
+    task.attempt(requests=["lake"]).value()
+
+    (warning,) = warnings_of_others(task_log()[before:])
+    assert "13 videos" in warning
+    assert old["kite 12"] in warning
+    assert sum(kling_task_id in warning for kling_task_id in old.values()) == 10
+    assert "and 3 more" in warning
+    assert "12 of them are delivered" in warning
+
+
+def test_a_list_through_another_connection_names_the_videos_of_the_first_in_a_warning(
+    tmp_path: Path,
+    kling_emulator: KlingEmulator,
+    monkeypatch: pytest.MonkeyPatch,
+    task_log: Callable[[], list[str]],
+) -> None:
+    task = Batch("file", tmp_path, False)
+    first = task.attempt().value()
+    monkeypatch.setenv("AIRFLOW_CONN_OTHER", os.environ["AIRFLOW_CONN_KLING_DEFAULT"])
+    before = len(task_log())
+    task.attempt(kling_conn_id="other").value()
+
+    (warning,) = warnings_of_others(task_log()[before:])
+    for its in first["results"]:
+        assert its["task_id"] in warning
+    assert len(kling_emulator.ledger.creates()) == 8
+
+
+def test_a_request_of_a_changed_list_whose_outcome_nobody_knows_is_in_the_warning_too(
+    tmp_path: Path, kling_emulator: KlingEmulator, task_log: Callable[[], list[str]]
+) -> None:
+    task = Batch("file", tmp_path, False)
+    kling_emulator.inject("lost_answer", call="create")
+    kling_emulator.inject("fail", prompt="kite 1", fail_code="UPSTREAM_FAILED")
+    task.attempt(requests=["kite 0", "kite 1"])
+    before = len(task_log())
+    task.attempt(requests=["lake"]).value()
+    (warning,) = warnings_of_others(task_log()[before:])
+    assert "1 video " in warning, "a failed task is free"
+    assert "of unknown id" in warning
+
+
 def test_a_reference_that_is_gone_does_not_lose_the_video_it_was_uploaded_for(
     task: Batch, kling_emulator: KlingEmulator
 ) -> None:
