@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 
 from airflow.providers.common.compat.sdk import AirflowConfigException
 
@@ -49,14 +49,14 @@ from airflow_provider_kling.callbacks import XCOM_OVER, CallbackAddress
 from airflow_provider_kling.card import XCOM_VIDEO, CardState, leave_card, list_card
 from airflow_provider_kling.costs import DEFAULT_PATIENCE, recorded_cost
 from airflow_provider_kling.delivery import Delivery
-from airflow_provider_kling.exceptions import StorageError
+from airflow_provider_kling.exceptions import OutputUnusableError, StorageError
 from airflow_provider_kling.generation import busy_pause
 from airflow_provider_kling.hooks.upload import FileUnavailableError
 from airflow_provider_kling.ledger import LedgerError, Record, fingerprint
 from airflow_provider_kling.order import Order
 from airflow_provider_kling.output_path import Coordinates, OutputPath, uri_of
 from airflow_provider_kling.result import error_text
-from airflow_provider_kling.settlement import Settlement
+from airflow_provider_kling.settlement import MOST_IDS_NAMED, Settlement
 from airflow_provider_kling.submission import KilledError, Obtained, Submission
 from airflow_provider_kling.waiting import DEFER_NET, AskAgain, Outcome, Over, WaitEvent, Waiting
 from airflow_provider_kling.xcom import own_xcom
@@ -94,8 +94,10 @@ class BatchState:
     :param attempt_ends_at: when Airflow's ``execution_timeout`` for this attempt is over, epoch seconds.
     :param room: how many may be at the service at a time just now.
     :param not_before: when a busy service may be asked again, epoch seconds.
-    :param progress_at: when a video was last asked for or over, epoch seconds.
+    :param progress_at: when a video was last over, for another reason than that the service had too many; at first when
+        the attempt began. Epoch seconds.
     :param known: how many entries of the ledger the attempt has.
+    :param billable: how many of these stand for a video that is or may be billed.
     :param stopped: why no more are asked for; None while more are.
     :param stopped_for_good: whether a retry cannot help with that.
     """
@@ -106,6 +108,7 @@ class BatchState:
     not_before: float
     progress_at: float
     known: int = 0
+    billable: int = 0
     stopped: str | None = None
     stopped_for_good: bool = False
 
@@ -118,6 +121,7 @@ class BatchState:
             "not_before": self.not_before,
             "progress_at": self.progress_at,
             "known": self.known,
+            "billable": self.billable,
             "stopped": self.stopped,
             "stopped_for_good": self.stopped_for_good,
         }
@@ -138,6 +142,8 @@ class BatchState:
                 not_before=float(value["not_before"]),
                 progress_at=float(value["progress_at"]),
                 known=int(value["known"]),
+                # An older release does not tell them apart, and its tasks may wait while this one is installed.
+                billable=int(value.get("billable", value["known"])),
                 stopped=value["stopped"],
                 stopped_for_good=bool(value["stopped_for_good"]),
             )
@@ -179,7 +185,8 @@ class Batch:
     :param context: Airflow's context of the task.
     :param hook: the service.
     :param ledger: what earlier attempts left.
-    :param items: what is asked for.
+    :param items: what is asked for. Nothing yet where this process goes on with what was asked for before: see
+        :meth:`resume`.
     :param results_at: where the document with all results goes; None where there is no place for it.
     """
 
@@ -189,8 +196,8 @@ class Batch:
         context: Context,
         hook: KlingHook,
         ledger: BatchLedger,
-        items: Sequence[Item],
-        results_at: str | None,
+        items: Sequence[Item] = (),
+        results_at: str | None = None,
     ) -> None:
         self._operator = operator
         self._context = context
@@ -210,7 +217,7 @@ class Batch:
         self._entries: dict[int, Entry] = {}
         self._unknown_in_a_row = 0
         self._estimated_cost_usd: float | None = None
-        self._has_looked_back = False
+        self._card_before: Mapping[str, Any] | None = None
         self._counts_at_end: Mapping[str, Any] | None = None
         self._results_path: str | None = None
         self.ended: list[dict[str, Any] | None] = []
@@ -250,15 +257,18 @@ class Batch:
         with self._telling_what_is_paid():
             return self._go_on()
 
-    def resume(self, event: BatchEvent) -> dict[str, Any]:
+    def resume(
+        self, event: BatchEvent, rendered: Callable[[], tuple[Sequence[Item], str | None]]
+    ) -> dict[str, Any]:
         """
         Go on after the triggerer waited.
 
         :param event: what the trigger told.
+        :param rendered: reads the list and where its results go, once it is known what is paid for by then.
         :return: what goes to XCom.
         :raises KlingError: where the task fails.
         """
-        with self._telling_what_is_paid():
+        with self._telling_what_is_paid(), self._rendering_anew():
             self._state = event.state
             self._ledger.resume(event.state.attempt)
             self._entries = self._ledger.of_attempt()
@@ -273,6 +283,9 @@ class Batch:
                     ),
                     retryable=False,
                 )
+            # From here on the entries tell what is billed.
+            self._state = replace(self._state, billable=0)
+            self._items, self._results_at = rendered()
             for entry in self._entries.values():
                 if entry.came_home:
                     self._log.info("requests[%d]: a callback told its Kling task id", entry.index)
@@ -364,16 +377,21 @@ class Batch:
         """Count what has ended so far. What has not is not told as never asked for."""
         ended = [entry.ended for entry in self._entries.values() if entry.ended is not None]
         results = video_results(ended)
-        return {**summary(results), "total": len(self._items), "recorded_videos": _recorded(results)}
+        total = len(self._items) or self._before().get("total", 0)
+        return {**summary(results), "total": total, "recorded_videos": _recorded(results)}
 
     def _estimated(self) -> float | None:
         """Return what all of them cost by the estimate: after a deferral it is not worked out anew."""
-        if self._estimated_cost_usd is None and not self._has_looked_back:
-            self._has_looked_back = True
-            before = own_xcom(self._context, XCOM_VIDEO)
-            known = before.get("estimated_cost_usd") if isinstance(before, Mapping) else None
-            self._estimated_cost_usd = known
+        if self._estimated_cost_usd is None:
+            self._estimated_cost_usd = self._before().get("estimated_cost_usd")
         return self._estimated_cost_usd
+
+    def _before(self) -> Mapping[str, Any]:
+        """Return the card that this attempt left before it was deferred; an empty one where there is none."""
+        if self._card_before is None:
+            before = own_xcom(self._context, XCOM_VIDEO)
+            self._card_before = before if isinstance(before, Mapping) else {}
+        return self._card_before
 
     @contextlib.contextmanager
     def _telling_what_is_paid(self) -> Iterator[None]:
@@ -383,27 +401,56 @@ class Batch:
         except VideosFailedError:
             raise  # it counts what is paid for
         except KlingError as error:
-            if self.kling_task_ids or self._state.known:
+            if self._may_be_billed():
                 self._tell_what_is_paid(error)
+            raise
+
+    @contextlib.contextmanager
+    def _rendering_anew(self) -> Iterator[None]:
+        """Let what renders otherwise than when this attempt began, which checked all of it, end no more than that."""
+        try:
+            yield
+        except (InvalidRequestError, OutputUnusableError) as error:
+            error.retryable = True
+            error.next_step = (
+                "It was right when this attempt began and renders otherwise now: has an upstream task been cleared, "
+                "or its XCom been deleted?"
+            )
+            if self._ledger.is_kept or not self._may_be_billed():
+                error.next_step += " A retry renders it anew."
             raise
 
     def _tell_what_is_paid(self, error: KlingError) -> None:
         if error.paid is Paid.NO:
             error.paid = Paid.MAYBE
             error.take_back_that_nothing_was_sent()
+            named = _named(self._open_first())
             error.next_step += (
-                " The videos that were asked for before go on, and each is billed when it is completed; their Kling "
-                "task ids are in the log."
+                " The videos that were asked for before go on, and each is billed when it is completed"
+                f"{f': {named}. All of' if named else ';'} their Kling task ids are in the log."
             )
             if self._ledger.is_kept:
                 error.next_step += (
-                    " What the ledger holds of them, the next attempt takes up and does not buy again."
+                    f" What the ledger at {self._ledger.place} holds of them, the next attempt takes up and does not "
+                    "buy again."
                 )
         if not self._ledger.is_kept:
             error.retryable = False
             error.next_step += (
                 " What it asked for is not remembered, so a retry would buy it again and is not made."
             )
+
+    def _may_be_billed(self) -> bool:
+        """Tell whether anything that this attempt asked for or took up is or may be billed, as far as is known."""
+        return bool(self._state.billable) or any(entry.may_be_billed for entry in self._entries.values())
+
+    def _open_first(self) -> list[str]:
+        """Return the Kling task ids of this attempt, those of videos that are not over yet before the others."""
+        is_over = {
+            entry.kling_task_id: entry.ended is not None
+            for entry in sorted(self._entries.values(), key=lambda entry: entry.index)
+        }
+        return sorted((its for its in is_over if its is not None), key=is_over.__getitem__)
 
     # Before anything is paid
 
@@ -499,7 +546,7 @@ class Batch:
         delivered = sum(entry.ended is not None for entry in taken_up)
         costs = [cost for cost in map(highest, self._costs(self._entries)) if cost is not None]
         self._estimated_cost_usd = float(sum(costs, start=Decimal(0))) if costs else None
-        self._has_looked_back = True
+        self._card_before = {}  # what is there is of an earlier attempt
         self._log.info(
             "Asking Kling for %d videos, at most %d at a time; estimated cost of all %s. Earlier attempts asked for %d "
             "of them, of which %d are delivered. The ledger is at %s.",
@@ -510,6 +557,7 @@ class Batch:
             delivered,
             self._ledger.place,
         )
+        self._warn_of_others()
         for warning in sorted(
             {text for index in self._entries for text in self._order(index).request.warnings()}
         ):
@@ -519,6 +567,30 @@ class Batch:
                 "These submissions are not remembered beyond this attempt: should it crash, a retry buys all videos "
                 "again. Use Airflow 3.3 or later, or set [kling] ledger_path or the argument ledger_path."
             )
+
+    def _warn_of_others(self) -> None:
+        """Name what earlier attempts bought and this list asks for no more: nobody else will tell of it."""
+        others = self._ledger.of_no_place()
+        if not others:
+            return
+        ids = [entry.kling_task_id for entry in others if entry.kling_task_id is not None]
+        named = [f"Kling tasks {_named(ids)}"] if ids else []
+        if unknown := len(others) - len(ids):
+            named.append(f"{unknown} of unknown id")
+        delivered = sum(
+            entry.ended is not None and entry.ended["outcome"] == Ended.COMPLETED for entry in others
+        )
+        self._log.warning(
+            "Earlier attempts asked for %d %s not in this list any more, since it asks for something else by now, or "
+            "through another connection: %s. %d of them are delivered; the others are left alone, and each is billed "
+            "when it is completed. KlingDownloadVideoOperator stores a video by its Kling task id; all of these are "
+            "in the ledger at %s. What this list asks for in their place is billed anew.",
+            len(others),
+            "video that is" if len(others) == 1 else "videos that are",
+            " and ".join(named),
+            delivered,
+            self._ledger.place,
+        )
 
     # The waves
 
@@ -621,11 +693,15 @@ class Batch:
             self._end_without(entry, error)
             return None
         self._unknown_in_a_row = 0
-        self._note_progress()
         return obtained
 
     def _pause(self, error: KlingError) -> None:
-        """Ask for fewer at a time, and for none for a while; at last for none any more."""
+        """
+        Ask for fewer at a time, and for none for a while; at last for none any more.
+
+        That is when no video has been over for as long as one may take. A request that was taken is none that is over:
+        a service that takes each and fails it as one too many would be asked for ever.
+        """
         now = time.time()
         until = now + busy_pause(error)
         flying = len(self._flying())
@@ -650,9 +726,6 @@ class Batch:
             told = error_text(why, most_characters=500) if isinstance(why, KlingError) else why
             self._state = replace(self._state, stopped=told, stopped_for_good=for_good)
             self._log.error("No more videos are asked for: %s", why)
-
-    def _note_progress(self) -> None:
-        self._state = replace(self._state, progress_at=time.time())
 
     # The wait
 
@@ -682,6 +755,8 @@ class Batch:
             sum(entry.ended is not None for entry in self._entries.values()),
             len(self._items),
         )
+        kept = self._ledger.of_attempt_kept()
+        state = replace(self._state, known=len(kept), billable=sum(entry.may_be_billed for entry in kept))
         submissions = [entry.submission if self._is_called_back(entry) else None for entry in flying]
         self._operator.defer(
             trigger=KlingVideosTrigger(
@@ -692,7 +767,7 @@ class Batch:
                 poll_interval=self._operator.poll_interval,
                 enough=enough,
                 wake_at=wake_at,
-                state=replace(self._state, known=len(self._ledger.of_attempt_kept())).to_dict(),
+                state=state.to_dict(),
                 submissions=submissions if self._operator.callback else (),
                 callback_poll_interval=self._callback_interval,
             ),
@@ -769,13 +844,15 @@ class Batch:
         """Store what is completed, side by side, and note how all of them ended."""
         if not overs:
             return
-        self._note_progress()
         if time.time() >= self._state.not_before:
             self._state = replace(self._state, room=min(self._operator.max_in_flight, self._state.room + 1))
         noticed_at = time.time()
         ready = []
-        for (entry, _), found in zip(overs, self._side_by_side(self._bring, overs), strict=True):
-            if isinstance(found, TooManyTasksError):
+        brought = list(self._side_by_side(self._bring, overs))
+        if not all(_is_turned_away(found) for found in brought):
+            self._state = replace(self._state, progress_at=time.time())
+        for (entry, _), found in zip(overs, brought, strict=True):
+            if _is_turned_away(found):
                 self._open_again(entry)
                 self._pause(found)
             elif isinstance(found, KlingError):
@@ -935,7 +1012,11 @@ class Batch:
 
     def _order(self, index: int) -> Order:
         if index not in self._orders:
-            self._orders[index] = Order(self._hook, self._items[index].request, log=self._log)
+            try:
+                request = self._items[index].request
+            except InvalidRequestError as error:
+                raise InvalidRequestError([at_place(index, fault) for fault in error.faults]) from error
+            self._orders[index] = Order(self._hook, request, log=self._log)
         return self._orders[index]
 
     def _entry(self, index: int) -> Entry:
@@ -950,7 +1031,10 @@ class Batch:
 
     def _delivery(self, output_path: str | None) -> Delivery:
         if output_path not in self._deliveries:
-            output = OutputPath(output_path, self._operator.output_conn_id) if output_path else None
+            try:
+                output = OutputPath(output_path, self._operator.output_conn_id) if output_path else None
+            except ValueError as error:
+                raise OutputUnusableError(str(error)) from error
             self._deliveries[output_path] = Delivery(self._hook, self._context, output=output, log=self._log)
         return self._deliveries[output_path]
 
@@ -985,6 +1069,18 @@ class Batch:
             self._hook.get_conn()  # once, and not once in each thread; who needs it tells what is wrong
         with ThreadPoolExecutor(min(SIDE_BY_SIDE, len(each)), thread_name_prefix="kling-batch") as threads:
             return iter(list(threads.map(do, each)))
+
+
+def _is_turned_away(found: object) -> TypeGuard[TooManyTasksError]:
+    """Tell whether the service failed a task only because it had too many. Its word that a retry is hopeless wins."""
+    return isinstance(found, TooManyTasksError) and found.retryable
+
+
+def _named(kling_task_ids: Sequence[str]) -> str:
+    """Return them as text, of many the first and how many more there are; nothing where there is none."""
+    named = ", ".join(kling_task_ids[:MOST_IDS_NAMED])
+    more = len(kling_task_ids) - MOST_IDS_NAMED
+    return f"{named} and {more} more" if more > 0 else named
 
 
 def _submitted_at(entry: Entry) -> float:

@@ -258,6 +258,11 @@ class Entry:
         return self.record.get("kling_task_id")
 
     @property
+    def may_be_billed(self) -> bool:
+        """Whether its video is or may be billed: it was asked for, and nobody knows that nothing came of that."""
+        return self.state not in (None, RecordState.FREE)
+
+    @property
     def submission(self) -> str | None:
         """What callbacks call its submission; None where there is none."""
         if self.record is None:
@@ -382,6 +387,19 @@ class BatchLedger:
     def of_attempt_kept(self) -> list[Entry]:
         """Return what of this attempt is on a page, so that it will be there in the next process."""
         return [entry for entry in self.of_attempt().values() if entry.page is not None]
+
+    def of_no_place(self) -> list[Entry]:
+        """
+        Return what earlier attempts bought, or may have bought, and this one has given no place in its list.
+
+        What nobody has delivered comes first.
+        """
+        others = [
+            entry for entry in self._entries.values() if entry.attempt != self.attempt and entry.may_be_billed
+        ]
+        return sorted(
+            others, key=lambda entry: (entry.state is RecordState.COMPLETED, entry.attempt, entry.index)
+        )
 
     def bind(self, index: int, fingerprint: str, written: str | None = None) -> Entry:
         """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -12,23 +13,26 @@ from typing import Any
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException, ObjectStoragePath
 
-from airflow_provider_kling import batch, batch_ledger, submission
+from airflow_provider_kling import batch, batch_ledger, generation, submission
 from airflow_provider_kling import ledger as ledger_module
 from airflow_provider_kling.airflow_versions import AIRFLOW_V_3_3_PLUS
-from airflow_provider_kling.api.errors import Paid
+from airflow_provider_kling.api.errors import KlingError, Paid
 from airflow_provider_kling.delivery import Delivery
 from airflow_provider_kling.emulator import KlingEmulator
 from airflow_provider_kling.exceptions import StorageError
+from airflow_provider_kling.hooks import kling as kling_hook
 from airflow_provider_kling.hooks.kling import KlingHook
 from airflow_provider_kling.ledger import LedgerError
 from airflow_provider_kling.operators.batch import KlingGenerateVideoBatchOperator
+from airflow_provider_kling.triggers import watch
 from tests.media import draw_image
 from tests.s3 import S3Server, s3_endpoint, s3_server
 from tests.task_runs import TaskInstance, TaskRun, TaskStateStore, run_task
 
 __all__ = ["s3_endpoint", "s3_server"]
 
-pytestmark = pytest.mark.kling_emulator(latency=0.05)
+# Nobody looks at these films, and to draw one of the usual size takes a tenth of a second of CPU.
+pytestmark = pytest.mark.kling_emulator(latency=0.05, scale=0.01)
 
 
 class Killed(BaseException):
@@ -85,6 +89,12 @@ def kind(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(params=[False, True], ids=["on the worker", "deferred"])
 def task(request: pytest.FixtureRequest, kind: str, tmp_path: Path) -> Batch:
     return Batch(kind, tmp_path, request.param)
+
+
+@pytest.fixture(autouse=True)
+def no_slots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a trigger ask when it is due, and not at the next half second, which only many tasks together gain from."""
+    monkeypatch.setattr(watch, "SLOT", 0.001)
 
 
 @pytest.fixture(autouse=True)
@@ -407,6 +417,103 @@ def test_what_stops_a_list_on_its_way_is_not_told_as_if_nothing_had_been_paid(
     assert "nothing was" not in str(error).lower()
 
 
+def rendering_otherwise(task: Batch, name: str, value: Any) -> TaskRun:
+    """Run an attempt one of whose templates renders to something else once the task is deferred."""
+    rendered: dict[str, Any] = {"requests": [f"kite {index}" for index in range(4)], "output_path": None}
+    rendered["output_path"] = str(task.folder / "films")
+
+    def make() -> KlingGenerateVideoBatchOperator:
+        made = task.operator(requests="{{ params.list }}", output_path="{{ params.folder }}")
+        made.requests, made.output_path = rendered["requests"], rendered["output_path"]
+        return made
+
+    return run_task(make, between=lambda: rendered.update({name: value}))
+
+
+RENDERED_OTHERWISE = [
+    ("requests", None, "requests: None is not allowed"),
+    ("requests", [{"prompt": "kite 0", "duration": 99}] * 4, "].duration: '99'"),
+    ("requests", [{"prompt": "kite 0", "output_path": "films"}] * 4, "'films'"),
+    ("output_path", "None", "output_path 'None'"),
+    ("output_path", None, "output_path"),
+]
+each_rendered_otherwise = pytest.mark.parametrize(
+    ("name", "value", "told"),
+    RENDERED_OTHERWISE,
+    ids=["no list", "wrong items", "wrong places of items", "a wrong place", "no place"],
+)
+
+
+@each_rendered_otherwise
+def test_what_renders_otherwise_while_videos_are_made_is_retried_and_names_what_is_billed(
+    tmp_path: Path, kling_emulator: KlingEmulator, name: str, value: Any, told: str
+) -> None:
+    task = Batch("file", tmp_path, True)
+    run = rendering_otherwise(task, name, value)
+    assert isinstance(run.error, KlingError)
+    assert run.error.retryable
+    assert run.error.paid is Paid.MAYBE
+    assert told in str(run.error)
+    bought = [made.task_id for made in kling_emulator.ledger.tasks()]
+    assert len(bought) == 2
+    for words in (*bought, "each is billed when it is completed", "the next attempt takes up", "A retry"):
+        assert words in str(run.error)
+    for words in ("nothing was", "sent nothing", "retry cannot help"):
+        assert words not in str(run.error).lower()
+    assert (run.ti.xcoms["kling_video"]["state"], run.ti.xcoms["kling_video"]["total"]) == ("failed", 4)
+
+    task.attempt(output_path=str(tmp_path / "films")).value()
+    assert prompts_paid(kling_emulator) == {f"kite {index}": 1 for index in range(4)}
+    assert len(kling_emulator.ledger.creates()) == 4
+
+
+@each_rendered_otherwise
+def test_what_renders_otherwise_is_not_retried_where_no_ledger_remembers_the_videos(
+    tmp_path: Path, kling_emulator: KlingEmulator, name: str, value: Any, told: str
+) -> None:
+    run = rendering_otherwise(Batch("none", tmp_path, True), name, value)
+    assert isinstance(run.error, AirflowFailException)
+    for words in (told, "each is billed when it is completed", "would buy it again and is not made"):
+        assert words in str(run.error)
+    for made in kling_emulator.ledger.tasks():
+        assert made.task_id in str(run.error)
+    assert "A retry renders" not in str(run.error), "there is none"
+
+
+def test_a_list_that_has_bought_nothing_yet_does_not_say_that_videos_are_billed(
+    tmp_path: Path, kling_emulator: KlingEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generation, "BUSY_PAUSE", 0.1)
+    monkeypatch.setattr(batch, "LEAST_DEFERRAL", 0.1)
+    monkeypatch.setattr(kling_hook, "SUBMIT_TRIES", 1)
+    kling_emulator.inject("answer", status=429, call="create", times="always")
+    run = run_task(
+        Batch("file", tmp_path, True).operator,
+        between=lambda: monkeypatch.delenv("AIRFLOW_CONN_KLING_DEFAULT", raising=False),
+    )
+    assert run.error is not None
+    assert "kling_default" in str(run.error)
+    assert "billed when" not in str(run.error)
+    error = run.error if isinstance(run.error, KlingError) else run.error.__cause__
+    assert isinstance(error, KlingError)
+    assert error.paid is Paid.NO
+    assert kling_emulator.ledger.tasks() == []
+
+
+def test_a_request_of_unknown_outcome_counts_as_one_that_may_be_billed(
+    tmp_path: Path, kling_emulator: KlingEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generation, "BUSY_PAUSE", 0.1)
+    monkeypatch.setattr(batch, "LEAST_DEFERRAL", 0.1)
+    monkeypatch.setattr(kling_hook, "SUBMIT_TRIES", 1)
+    kling_emulator.inject("lost_answer", call="create")
+    kling_emulator.inject("answer", status=429, call="create", skip=1, times="always")
+    run = run_task(Batch("file", tmp_path, True).operator, between=lambda: unplug_ledger(tmp_path))
+    assert isinstance(run.error, LedgerError)
+    assert run.error.paid is Paid.MAYBE
+    assert "each is billed when it is completed" in str(run.error)
+
+
 @pytest.mark.parametrize("kind", ["file", "none"])
 def test_results_that_cannot_be_written_are_no_fault_of_the_ledger_and_leave_the_bill_as_it_is(
     tmp_path: Path, kling_emulator: KlingEmulator, kind: str
@@ -442,6 +549,81 @@ def test_without_a_ledger_a_retry_that_would_buy_again_is_not_made(
     assert isinstance(run.error, AirflowFailException)
     assert "a retry would buy all of them again" in str(run.error)
     assert run.ti.xcoms["return_value"]["completed"] == 3
+
+
+def warnings_of_others(lines: list[str]) -> list[str]:
+    return [line for line in lines if "not in this list any more" in line]
+
+
+@pytest.mark.kling_emulator(latency="never")
+def test_a_changed_list_names_the_videos_of_the_old_one_in_a_warning(
+    task: Batch, kling_emulator: KlingEmulator, task_log: Callable[[], list[str]]
+) -> None:
+    task.attempt(timeout=0.5, max_in_flight=4)
+    assert warnings_of_others(task_log()) == []
+    old = {str(made.body["prompt"]): made.task_id for made in kling_emulator.ledger.tasks()}
+    before = len(task_log())
+    kling_emulator.configure(latency=0)
+    task.attempt(requests=["kite 0", "lake 1", "lake 2"]).error  # noqa: B018
+
+    (warning,) = warnings_of_others(task_log()[before:])
+    for prompt in ("kite 1", "kite 2", "kite 3"):
+        assert old[prompt] in warning
+    assert old["kite 0"] not in warning, "it is taken up"
+    for words in ("3 videos", "left alone", "billed", "KlingDownloadVideoOperator", "ledger"):
+        assert words in warning
+    assert {its["record"].get("kling_task_id") for its in task.records().values()} >= set(old.values())
+
+
+@pytest.mark.kling_emulator(latency=0)
+def test_of_a_changed_list_ten_old_videos_are_named_those_that_nobody_fetched_first(
+    tmp_path: Path, kling_emulator: KlingEmulator, task_log: Callable[[], list[str]]
+) -> None:
+    task = Batch("file", tmp_path, False)
+    kling_emulator.inject("latency", prompt="kite 12", seconds=3600)
+    task.attempt(requests=[f"kite {index}" for index in range(13)], max_in_flight=13, timeout=0.5)
+    old = {str(made.body["prompt"]): made.task_id for made in kling_emulator.ledger.tasks()}
+    before = len(task_log())
+    task.attempt(requests=["lake"]).value()
+
+    (warning,) = warnings_of_others(task_log()[before:])
+    assert "13 videos" in warning
+    assert old["kite 12"] in warning
+    assert sum(kling_task_id in warning for kling_task_id in old.values()) == 10
+    assert "and 3 more" in warning
+    assert "12 of them are delivered" in warning
+
+
+def test_a_list_through_another_connection_names_the_videos_of_the_first_in_a_warning(
+    tmp_path: Path,
+    kling_emulator: KlingEmulator,
+    monkeypatch: pytest.MonkeyPatch,
+    task_log: Callable[[], list[str]],
+) -> None:
+    task = Batch("file", tmp_path, False)
+    first = task.attempt().value()
+    monkeypatch.setenv("AIRFLOW_CONN_OTHER", os.environ["AIRFLOW_CONN_KLING_DEFAULT"])
+    before = len(task_log())
+    task.attempt(kling_conn_id="other").value()
+
+    (warning,) = warnings_of_others(task_log()[before:])
+    for its in first["results"]:
+        assert its["task_id"] in warning
+    assert len(kling_emulator.ledger.creates()) == 8
+
+
+def test_a_request_of_a_changed_list_whose_outcome_nobody_knows_is_in_the_warning_too(
+    tmp_path: Path, kling_emulator: KlingEmulator, task_log: Callable[[], list[str]]
+) -> None:
+    task = Batch("file", tmp_path, False)
+    kling_emulator.inject("lost_answer", call="create")
+    kling_emulator.inject("fail", prompt="kite 1", fail_code="UPSTREAM_FAILED")
+    task.attempt(requests=["kite 0", "kite 1"])
+    before = len(task_log())
+    task.attempt(requests=["lake"]).value()
+    (warning,) = warnings_of_others(task_log()[before:])
+    assert "1 video " in warning, "a failed task is free"
+    assert "of unknown id" in warning
 
 
 def test_a_reference_that_is_gone_does_not_lose_the_video_it_was_uploaded_for(

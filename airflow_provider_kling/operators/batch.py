@@ -27,7 +27,6 @@ from airflow_provider_kling.arguments import (
     check_callback,
     is_made_from_mapped,
     one_of,
-    output_at,
     seconds_above_zero,
     text_of,
 )
@@ -36,13 +35,13 @@ from airflow_provider_kling.batch_requests import ITEM_FIELDS, REQUEST_FIELDS, l
 from airflow_provider_kling.batch_result import FailOn, VideosFailedError, paths_in, summary
 from airflow_provider_kling.budget import usd
 from airflow_provider_kling.card import CardState, leave_card, list_card
-from airflow_provider_kling.exceptions import going_on, raising_to_airflow
+from airflow_provider_kling.exceptions import OutputUnusableError, going_on, raising_to_airflow
 from airflow_provider_kling.hooks.kling import KlingHook
 from airflow_provider_kling.hooks.settings import DEFAULT_CONN_ID
 from airflow_provider_kling.ledger import SubmissionKey
 from airflow_provider_kling.lineage import lineage_of_many
 from airflow_provider_kling.links.kling import KlingVideoLink
-from airflow_provider_kling.output_path import Coordinates, uri_of
+from airflow_provider_kling.output_path import Coordinates, OutputPath, uri_of
 from airflow_provider_kling.settlement import keep_from_buying_again
 from airflow_provider_kling.submission import OnExpiredResult, OnUnknownSubmission
 from airflow_provider_kling.waiting import DEFAULT_POLL_INTERVAL, DEFAULT_TIMEOUT, end_of_attempt
@@ -254,7 +253,7 @@ class KlingGenerateVideoBatchOperator(BaseOperator):
             ) from error
         with self._batch(context, told) as batch:
             assert batch is not None  # noqa: S101 - an attempt that waits has a list
-            return batch.resume(told)
+            return batch.resume(told, lambda: self._rendered(context))
 
     def on_kill(self) -> None:
         """Stop submits that are about to happen, and say what becomes of the videos: the service has no cancel."""
@@ -275,17 +274,15 @@ class KlingGenerateVideoBatchOperator(BaseOperator):
         from airflow_provider_kling.batch_ledger import open_batch_ledger
 
         batch: Batch | None = None
-        ledger_path = self.ledger_path or config.ledger_path()
-        ledger = open_batch_ledger(context, ledger_path)
+        ledger = open_batch_ledger(context, self._place_of_ledger())
         with closing(KlingHook(self.kling_conn_id)) as hook, raising_to_airflow():
             try:
-                if self._stores and told is None:
-                    # A template may have rendered to nothing.
-                    output_at(self.output_path, self.output_conn_id)
-                self._items = read_items(self.requests, self._common())
-                if self._items or told is not None:
-                    results_at = self._results_at(context, ledger_path)
-                    batch = Batch(self, context, hook, ledger, self._items, results_at)
+                if told is not None:
+                    # Whatever renders otherwise by now: first what is paid for has to be known.
+                    batch = Batch(self, context, hook, ledger)
+                else:
+                    items, results_at = self._rendered(context)
+                    batch = Batch(self, context, hook, ledger, items, results_at) if items else None
                 yield batch
             except KlingError as error:
                 if not isinstance(error, VideosFailedError):  # each of its videos is counted
@@ -301,7 +298,7 @@ class KlingGenerateVideoBatchOperator(BaseOperator):
                 if not bought and told is not None:
                     # The ledger was not read: this process knows how many they are, and of some which.
                     bought = list(told.over)
-                    unnamed = max(0, told.state.known - len(bought))
+                    unnamed = max(0, told.state.billable - len(bought))
                 keep_from_buying_again(error, bought, unnamed=unnamed, is_kept=ledger.is_kept, log=self.log)
                 raise
             finally:
@@ -314,13 +311,24 @@ class KlingGenerateVideoBatchOperator(BaseOperator):
         else:
             leave_card(context, lambda: list_card({}, state=CardState.FAILED, error=error), log=self.log)
 
-    def _results_at(self, context: Context, ledger_path: str | None) -> str | None:
-        if self.output_path:
-            output = output_at(self.output_path, self.output_conn_id)
-            return output.beside(Coordinates.of(context), _RESULTS_NAME)
-        if ledger_path:
-            return f"{ledger_path.rstrip('/')}/{SubmissionKey.of(context).path}/results.json"
-        return None
+    def _rendered(self, context: Context) -> tuple[Sequence[Item], str | None]:
+        """Return the list, and where the document with its results goes: None where there is no place for it."""
+        output = None
+        if self._stores or self.output_path:
+            try:
+                # A template may have rendered to nothing.
+                output = OutputPath(text_of(self.output_path) or "", self.output_conn_id)
+            except ValueError as error:
+                raise OutputUnusableError(str(error), next_step="This attempt has sent nothing.") from error
+        self._items = read_items(self.requests, self._common())
+        if output is not None:
+            return self._items, output.beside(Coordinates.of(context), _RESULTS_NAME)
+        if ledger_path := self._place_of_ledger():
+            return self._items, f"{ledger_path.rstrip('/')}/{SubmissionKey.of(context).path}/results.json"
+        return self._items, None
+
+    def _place_of_ledger(self) -> str | None:
+        return self.ledger_path or config.ledger_path()
 
     def _common(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in ITEM_FIELDS}

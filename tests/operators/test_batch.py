@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import time_machine
 from airflow.providers.common.compat.sdk import (
     DAG,
     AirflowConfigException,
@@ -31,10 +32,20 @@ from airflow_provider_kling.budget import BudgetExceededError, InsufficientBalan
 from airflow_provider_kling.emulator import KlingEmulator
 from airflow_provider_kling.hooks import kling as kling_hook
 from airflow_provider_kling.operators.batch import KlingGenerateVideoBatchOperator
+from airflow_provider_kling.triggers import watch
 from tests.media import draw_image
 from tests.task_runs import OutletEvents, TaskInstance, TaskRun, run_task
 
+# Nobody looks at these films, and to draw one of the usual size takes a tenth of a second of CPU.
+pytestmark = pytest.mark.kling_emulator(scale=0.01)
+
 both_ways = pytest.mark.parametrize("deferrable", [False, True], ids=["on the worker", "deferred"])
+
+
+@pytest.fixture(autouse=True)
+def no_slots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a trigger ask when it is due, and not at the next half second, which only many tasks together gain from."""
+    monkeypatch.setattr(watch, "SLOT", 0.001)
 
 
 def operator(**arguments: Any) -> KlingGenerateVideoBatchOperator:
@@ -325,6 +336,55 @@ def test_tasks_that_the_service_fails_for_being_too_many_are_asked_for_again(
     result = run(requests=prompts(6), max_in_flight=5, deferrable=deferrable).value()
     assert result["completed"] == 6
     assert len(kling_emulator.ledger.paid()) == 6
+
+
+@both_ways
+def test_a_service_that_takes_each_request_and_fails_it_as_one_too_many_ends_the_list_in_time(
+    kling_emulator: KlingEmulator, deferrable: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(generation, "BUSY_PAUSE", 0.1)
+    monkeypatch.setattr(batch, "LEAST_DEFERRAL", 0.1)
+    kling_emulator.inject("fail", fail_code="1303", message="parallel task over resource pack", times=20)
+    done = run(requests=prompts(1), timeout=0.5, deferrable=deferrable, ledger_path=str(tmp_path))
+    assert done.ti.xcoms["return_value"]["not_submitted"] == 1
+    assert type(done.error) is VideosFailedError, "a retry may find the service less busy"
+    assert "parallel task over resource pack" in str(done.error)
+    assert len(kling_emulator.ledger.creates()) <= 5, "a pause is a fifth of the timeout at least"
+    assert kling_emulator.ledger.paid() == []
+
+
+def test_a_busy_service_may_take_a_long_list_as_long_as_one_video_after_the_other_is_made(
+    kling_emulator: KlingEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for index in range(6):
+        kling_emulator.inject("fail", prompt=f"number {index}", fail_code="1303", message="too many tasks")
+    begun = time.time()
+    with time_machine.travel(begun, tick=False) as clock:
+        monkeypatch.setattr(time, "sleep", clock.shift)
+        result = run(requests=prompts(6), max_in_flight=1, timeout=100).value()
+        took = time.time() - begun
+    assert result["completed"] == 6
+    assert len(kling_emulator.ledger.creates()) == 12
+    assert took > 100, "else it was no long list"
+
+
+def test_a_failed_task_that_the_service_calls_hopeless_is_not_asked_for_again_whatever_its_words(
+    kling_emulator: KlingEmulator, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(generation, "BUSY_PAUSE", 0.1)
+    kling_emulator.inject(
+        "fail",
+        prompt="number 0",
+        fail_code="INVALID_PARAM",
+        message="element_list and end_frame cannot be used concurrently",
+        retryable=False,
+    )
+    done = run(requests=prompts(2), ledger_path=str(tmp_path))
+    told = done.ti.xcoms["return_value"]
+    assert [its["outcome"] for its in told["results"]] == ["failed", "completed"]
+    assert "cannot be used concurrently" in told["results"][0]["error"]
+    assert isinstance(done.error, AirflowFailException)
+    assert len(kling_emulator.ledger.creates()) == 2
 
 
 @both_ways
