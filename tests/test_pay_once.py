@@ -35,6 +35,7 @@ from airflow_provider_kling.api.errors import (
 )
 from airflow_provider_kling.emulator import KlingEmulator
 from airflow_provider_kling.ledger import FileLedgerStore, LedgerError
+from airflow_provider_kling.operators.batch import KlingGenerateVideoBatchOperator
 from airflow_provider_kling.operators.kling import KlingGenerateVideoOperator
 from tests.s3 import S3Server, s3_endpoint, s3_server
 from tests.task_runs import TaskInstance, TaskRun, TaskStateStore, run_task
@@ -615,6 +616,32 @@ def test_the_ledger_may_be_set_for_all(
     for _ in range(2):
         run_task(lambda: KlingGenerateVideoOperator(task_id="make", prompt="x", poll_interval=0.05)).value()
     assert len(kling_emulator.ledger.creates()) == 1
+
+
+@pytest.mark.parametrize("operator", [KlingGenerateVideoOperator, KlingGenerateVideoBatchOperator])
+@pytest.mark.parametrize("path", ["kling-ledger", "~/kling-ledger", "file://kling-ledger"])
+def test_a_ledger_that_another_workers_attempt_would_not_find_is_refused_before_anything_is_sent(
+    kling_emulator: KlingEmulator,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    operator: Callable[..., Any],
+    path: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    asked = {"requests": ["x"]} if operator is KlingGenerateVideoBatchOperator else {"prompt": "x"}
+
+    def mapped_over_paths() -> Any:
+        # Only a mapped task gets here with it.
+        task = operator(task_id="make", poll_interval=0.05, timeout=20, **asked)
+        task.ledger_path = path
+        return task
+
+    run = run_task(mapped_over_paths)
+    assert isinstance(run.error, AirflowFailException)
+    assert f"ledger_path {path!r}" in str(run.error)
+    assert kling_emulator.ledger.requests() == []
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("name", ["on_unknown_submission", "on_expired_result"])
