@@ -1,8 +1,8 @@
 """
 Where a stored video goes: what an ``output_path`` may be, and the name that comes of it.
 
-A ``ledger_path`` is held to the same rule. Pure: nothing is opened or asked. What Airflow and the service put into a name cannot lead out of the directory that
-the author wrote down.
+A ``ledger_path`` is held to the same rule. Pure: nothing is opened or asked. What Airflow and the service put into a
+name cannot lead out of the directory that the author wrote down.
 """
 
 from __future__ import annotations

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from airflow.providers.common.compat.sdk import (
     AirflowFailException,
     AirflowSensorTimeout,
-    AirflowSkipException,
     BaseSensorOperator,
     PokeReturnValue,
     conf,
@@ -33,6 +32,7 @@ from airflow_provider_kling.config import max_failed_queries
 from airflow_provider_kling.exceptions import to_airflow
 from airflow_provider_kling.hooks.kling import KlingHook
 from airflow_provider_kling.hooks.settings import DEFAULT_CONN_ID
+from airflow_provider_kling.sensors.ending import skipping_where_told
 from airflow_provider_kling.waiting import AskAgain, note_to
 
 if TYPE_CHECKING:
@@ -90,12 +90,8 @@ class KlingBalanceSensor(BaseSensorOperator):
         """
         if not self.deferrable:
             return super().execute(context)
-        try:
+        with skipping_where_told(self):
             return self._follow(self._waiting(deadline=time.time() + self.timeout))
-        except (AirflowSensorTimeout, AirflowFailException) as error:
-            if self.soft_fail or self.never_fail:
-                raise AirflowSkipException(str(error)) from error
-            raise
 
     def poke(self, context: Context) -> PokeReturnValue:
         """Ask once whether there is enough. How long to go on is for Airflow's sensor to decide."""
@@ -112,20 +108,22 @@ class KlingBalanceSensor(BaseSensorOperator):
 
         :param event: what the trigger told. It is a hint; the service is asked again.
         """
-        try:
-            told = BalanceEvent.from_dict(event)
-        except ValueError as error:
-            raise AirflowFailException(
-                f"The sensor was resumed by something that is {error}. Nothing was billed; clear the task to wait anew."
-            ) from error
-        return self._follow(
-            BalanceWaiting.resumed(
-                told,
-                self.min_balance_usd,
-                poll_interval=self.poke_interval,
-                max_failures=max_failed_queries(),
+        with skipping_where_told(self):
+            try:
+                told = BalanceEvent.from_dict(event)
+            except ValueError as error:
+                raise AirflowFailException(
+                    f"The sensor was resumed by something that is {error}. Nothing was billed; clear the task to wait "
+                    "anew."
+                ) from error
+            return self._follow(
+                BalanceWaiting.resumed(
+                    told,
+                    self.min_balance_usd,
+                    poll_interval=self.poke_interval,
+                    max_failures=max_failed_queries(),
+                )
             )
-        )
 
     def _follow(self, waiting: BalanceWaiting) -> dict[str, Any]:
         with closing(KlingHook(self.kling_conn_id)) as hook:

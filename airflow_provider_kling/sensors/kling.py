@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.common.compat.sdk import (
     AirflowFailException,
     AirflowSensorTimeout,
-    AirflowSkipException,
     BaseSensorOperator,
     PokeReturnValue,
     conf,
@@ -29,6 +28,7 @@ from airflow_provider_kling.hooks.kling import KlingHook
 from airflow_provider_kling.hooks.settings import DEFAULT_CONN_ID
 from airflow_provider_kling.links.kling import KlingVideoLink
 from airflow_provider_kling.result import video_result
+from airflow_provider_kling.sensors.ending import skipping_where_told
 from airflow_provider_kling.waiting import (
     DEFAULT_POLL_INTERVAL,
     DEFER_NET,
@@ -140,12 +140,8 @@ class KlingVideoSensor(BaseSensorOperator):
         """
         if not self.deferrable:
             return super().execute(context)
-        try:
+        with skipping_where_told(self):
             return self._follow(context, self._waiting(deadline=time.time() + self.timeout))
-        except (AirflowSensorTimeout, AirflowFailException) as error:
-            if self.soft_fail or self.never_fail:
-                raise AirflowSkipException(str(error)) from error
-            raise
 
     def poke(self, context: Context) -> PokeReturnValue:
         """Ask once whether the video is made. How long to go on is for Airflow's sensor to decide."""
@@ -162,16 +158,17 @@ class KlingVideoSensor(BaseSensorOperator):
 
         :param event: what the trigger told. It is a hint; the service is asked again.
         """
-        if self.start_from_trigger:
-            task_id_in(self.kling_task_id)  # the triggerer asked for whatever its template gave
-        try:
-            told = WaitEvent.from_dict(event)
-        except ValueError as error:
-            raise AirflowFailException(f"The sensor was resumed by something that is {error}") from error
-        return self._follow(
-            context,
-            Waiting.resumed(told, poll_interval=self.poke_interval, max_failures=max_failed_queries()),
-        )
+        with skipping_where_told(self):
+            if self.start_from_trigger:
+                task_id_in(self.kling_task_id)  # the triggerer asked for whatever its template gave
+            try:
+                told = WaitEvent.from_dict(event)
+            except ValueError as error:
+                raise AirflowFailException(f"The sensor was resumed by something that is {error}") from error
+            return self._follow(
+                context,
+                Waiting.resumed(told, poll_interval=self.poke_interval, max_failures=max_failed_queries()),
+            )
 
     def _follow(self, context: Context, waiting: Waiting) -> dict[str, Any]:
         with self._ending(context), closing(KlingHook(self.kling_conn_id)) as hook:

@@ -123,6 +123,25 @@ def test_lost_contact_may_be_retried(connect: Connect, reply: Reply, deferrable:
 
 
 @both_ways
+@pytest.mark.parametrize("most_failures", ["1", "3"], ids=["in the first question", "while it waits"])
+@pytest.mark.parametrize(
+    ("soft", "ends_by"), [("never_fail", AirflowSkipException), ("soft_fail", BalanceUnknownError)]
+)
+def test_only_never_fail_skips_what_may_be_retried(
+    kling_emulator: KlingEmulator,
+    monkeypatch: pytest.MonkeyPatch,
+    soft: str,
+    ends_by: type[Exception],
+    most_failures: str,
+    deferrable: bool,
+) -> None:
+    monkeypatch.setenv("AIRFLOW__KLING__MAX_FAILED_QUERIES", most_failures)
+    kling_emulator.inject("answer", status=503, call="balance", times="always")
+    run = waited(deferrable=deferrable, **{soft: True})
+    assert type(run.error) is ends_by
+
+
+@both_ways
 def test_a_refused_key_ends_the_wait_at_once(kling_emulator: KlingEmulator, deferrable: bool) -> None:
     kling_emulator.inject("answer", status=401, call="balance", times="always")
     run = waited(deferrable=deferrable)
