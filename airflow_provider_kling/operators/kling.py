@@ -435,7 +435,7 @@ class KlingDownloadVideoOperator(BaseOperator):
             now = time.time()
             waiting = Waiting(
                 task_id_in(self.kling_task_id),
-                deadline=now + self.timeout,
+                deadline=min(now + self.timeout, end_of_attempt(self.execution_timeout, now=now)),
                 poll_interval=self.poll_interval,
                 started=now,
                 max_failures=config.max_failed_queries(),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from airflow.providers.common.compat.sdk import (
     AirflowSkipException,
     Asset,
     AssetAlias,
+    TaskDeferred,
     task,
 )
 
@@ -554,6 +556,24 @@ def test_a_download_gives_up_at_its_timeout_and_may_be_retried(
         lambda: downloader(submitted["task_id"], output_path=str(tmp_path), timeout=0.2, deferrable=True)
     ).error
     assert isinstance(error, TaskTimeoutError)
+
+
+@pytest.mark.kling_emulator(latency="never")
+def test_a_deferred_wait_for_a_video_made_elsewhere_ends_with_its_attempt(
+    kling_emulator: KlingEmulator, tmp_path: Path
+) -> None:
+    submitted = run_task(lambda: operator(wait_for_completion=False)).value()
+    fetch = downloader(
+        submitted["task_id"],
+        output_path=str(tmp_path),
+        timeout=3600,
+        deferrable=True,
+        execution_timeout=timedelta(seconds=60),
+    )
+    with pytest.raises(TaskDeferred) as deferred:
+        fetch.execute({"ti": TaskInstance()})
+    trigger = deferred.value.trigger
+    assert trigger.deadline - trigger.submitted_at == pytest.approx(54)
 
 
 @pytest.mark.parametrize("value", ["", "None", None, 7])

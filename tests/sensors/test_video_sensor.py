@@ -17,6 +17,7 @@ from airflow_provider_kling.api.errors import (
     KeyRefusedError,
     LostContactError,
     TaskNotFoundError,
+    TaskTimeoutError,
 )
 from airflow_provider_kling.api.request import VideoRequest
 from airflow_provider_kling.emulator import KlingEmulator
@@ -126,6 +127,25 @@ def test_only_never_fail_skips_what_may_be_retried(
     kling_emulator.inject("answer", status=503, call="query", times="always")
     run = run_task(lambda: sensor(kling_task_id=kling_task_id, deferrable=deferrable, **{soft: True}))
     assert type(run.error) is ends_by
+
+
+@pytest.mark.kling_emulator(latency="never")
+def test_a_deferred_wait_ends_with_its_attempt_and_may_be_retried(kling_task_id: str) -> None:
+    run = run_task(
+        lambda: sensor(kling_task_id=kling_task_id, deferrable=True, execution_timeout=timedelta(seconds=0.5))
+    )
+    assert type(run.error) is TaskTimeoutError
+    assert run.ti.xcoms["kling_video"]["reason"] == "task_timeout"
+
+
+@pytest.mark.kling_emulator(latency="never")
+def test_where_the_sensors_timeout_comes_before_the_attempts_it_is_airflows(kling_task_id: str) -> None:
+    run = run_task(
+        lambda: sensor(
+            kling_task_id=kling_task_id, deferrable=True, timeout=0.3, execution_timeout=timedelta(hours=1)
+        )
+    )
+    assert isinstance(run.error, AirflowSensorTimeout)
 
 
 @both_ways
