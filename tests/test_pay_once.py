@@ -37,6 +37,7 @@ from airflow_provider_kling.emulator import KlingEmulator
 from airflow_provider_kling.ledger import FileLedgerStore, LedgerError
 from airflow_provider_kling.operators.batch import KlingGenerateVideoBatchOperator
 from airflow_provider_kling.operators.kling import KlingGenerateVideoOperator
+from tests.media import draw_image
 from tests.s3 import S3Server, s3_endpoint, s3_server
 from tests.task_runs import TaskInstance, TaskRun, TaskStateStore, run_task
 
@@ -565,6 +566,20 @@ def test_a_busy_service_is_asked_again_without_holding_a_worker(
     assert len(kling_emulator.ledger.paid()) == 1
     if task.deferrable:
         assert [deferral.method_name for deferral in run.deferrals][:3] == ["execute_again"] * 3
+
+
+def test_while_the_service_is_busy_a_file_is_uploaded_once(
+    task: Task, kling_emulator: KlingEmulator, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("airflow_provider_kling.generation.BUSY_PAUSE", 0.1)
+    monkeypatch.setattr("airflow_provider_kling.hooks.kling.SUBMIT_TRIES", 1)
+    kling_emulator.inject("answer", status=429, call="create", times=3)
+    pictures = [str(draw_image(tmp_path / f"{seed}.png", seed=seed)) for seed in range(2)]
+    run = task.attempt(image_list=pictures)
+    assert run.value()["state"] == "completed"
+    assert len(kling_emulator.ledger.requests("upload")) == 2
+    assert len(kling_emulator.ledger.paid()) == 1
+    assert len([each for each in run.deferrals if each.method_name == "execute_again"]) == 3 * task.deferrable
 
 
 @pytest.mark.kling_emulator(latency=0.2, max_running_tasks=0, when_full="fail")
