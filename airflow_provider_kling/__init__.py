@@ -119,8 +119,8 @@ def get_provider_info() -> dict[str, Any]:
                     "ledger_path": {
                         "description": (
                             "Directory on local disk or object storage, shared by all workers, where submissions are "
-                            "remembered so that no retry buys a video twice. Needed before Airflow 3.3; from then on "
-                            "it takes the place of Airflow's own task state store.\n"
+                            "remembered so that no retry buys a video twice: a URI or an absolute path. Needed before "
+                            "Airflow 3.3; from then on it takes the place of Airflow's own task state store.\n"
                         ),
                         "version_added": "0.1.0",
                         "type": "string",

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from airflow.providers.common.compat.sdk import AirflowFailException
 
 from airflow_provider_kling.airflow_versions import AIRFLOW_V_3_1_PLUS, AIRFLOW_VERSION
-from airflow_provider_kling.output_path import OutputPath
+from airflow_provider_kling.output_path import OutputPath, check_ledger_path
 
 _Choice = TypeVar("_Choice", bound=StrEnum)
 
@@ -85,6 +85,20 @@ def output_at(template: Any, conn_id: str | None) -> OutputPath:
         return OutputPath(text_of(template) or "", conn_id)
     except ValueError as error:
         raise AirflowFailException(f"{error} This attempt has sent nothing.") from error
+
+
+def ledger_at(path: Any) -> str:
+    """
+    Read where the ledger is, when the task runs.
+
+    :raises AirflowFailException: where it cannot be there.
+    """
+    text = str(path)
+    try:
+        check_ledger_path(text)
+    except ValueError as error:
+        raise AirflowFailException(f"{error} Nothing more is sent.") from error
+    return text
 
 
 def check_callback(*, callback_url: Any, waits_on_worker: bool, instead: str = "") -> None:

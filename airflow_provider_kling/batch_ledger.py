@@ -22,6 +22,7 @@ from uuid import uuid4
 from airflow.providers.common.compat.sdk import ObjectStoragePath
 
 from airflow_provider_kling.airflow_versions import AIRFLOW_V_3_3_PLUS
+from airflow_provider_kling.arguments import ledger_at
 from airflow_provider_kling.callbacks import submission_name
 from airflow_provider_kling.ledger import (
     VERSION,
@@ -661,12 +662,13 @@ def open_batch_ledger(context: Context, ledger_path: str | None) -> BatchLedger:
 
     :param ledger_path: directory on local disk or object storage; None for Airflow's own task state store, where
         there is one. Where there is none, the task's XCom serves from one deferral to the next.
+    :raises AirflowFailException: where that directory would be another one on another worker.
     """
     key = SubmissionKey.of(context)
     state_store = context.get("task_state_store") if AIRFLOW_V_3_3_PLUS else None
     pages: Pages
     if ledger_path:
-        pages = FilePages.at(ledger_path, key)
+        pages = FilePages.at(ledger_at(ledger_path), key)
     elif state_store is not None:
         pages = TaskStatePages(state_store)
     else:

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 from airflow.providers.common.compat.sdk import AirflowConfigException, conf
 
 from airflow_provider_kling.api.pricing import PriceTable, read_prices
+from airflow_provider_kling.output_path import check_ledger_path
 from airflow_provider_kling.waiting import MAX_FAILURES
 
 if TYPE_CHECKING:
@@ -67,8 +68,18 @@ def max_queries_per_second() -> float:
 
 
 def ledger_path() -> str | None:
-    """Return the directory of the file ledger, on local disk or object storage; None where none is set."""
-    return conf.get(SECTION, "ledger_path", fallback=None) or None
+    """
+    Return the directory of the file ledger, on local disk or object storage; None where none is set.
+
+    :raises AirflowConfigException: where it would be another one on another worker.
+    """
+    path = conf.get(SECTION, "ledger_path", fallback=None) or None
+    if path is not None:
+        try:
+            check_ledger_path(path)
+        except ValueError as error:
+            raise AirflowConfigException(f"[{SECTION}] {error}") from None
+    return path
 
 
 def callback_base_url() -> str | None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_kling import metrics
-from airflow_provider_kling.api.errors import ResultExpiredError
+from airflow_provider_kling.api.errors import NoResultError, ResultExpiredError, TaskNotFoundError
 from airflow_provider_kling.assets import tell_outlets
 from airflow_provider_kling.costs import recorded_cost
 from airflow_provider_kling.exceptions import going_on
@@ -19,6 +19,7 @@ from airflow_provider_kling.result import Asked, video_result
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
+    from airflow_provider_kling.api.errors import KlingError
     from airflow_provider_kling.api.task import RecordedCost, VideoTask
     from airflow_provider_kling.hooks.kling import KlingHook
     from airflow_provider_kling.storage import ResultStorage, StoredFile
@@ -65,6 +66,20 @@ class Delivery:
     def was_stored(self, kling_task_id: str) -> bool:
         """Tell whether a Kling task's video lies where this one would store it."""
         return self._storage is not None and self._storage.find(kling_task_id) is not None
+
+    def remembered(self, error: KlingError, kling_task_id: str) -> VideoTask | None:
+        """
+        Return a Kling task whose video lies where this one would store it, where the service has deleted it.
+
+        :param error: what the wait for the task ended with.
+        :raises StorageError: where the place cannot be asked.
+        """
+        if self._storage is None or not isinstance(error, (TaskNotFoundError, NoResultError)):
+            return None
+        task = self._storage.remembered(kling_task_id)
+        if task is not None:
+            self._log.info("The service has deleted Kling task %s, but its video is stored.", kling_task_id)
+        return task
 
     def has_kept(self, path: str, kling_task_id: str, size_bytes: int | None) -> bool:
         """

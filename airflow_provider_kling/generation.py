@@ -112,6 +112,8 @@ class Generation:
         :return: what goes to XCom.
         :raises KlingError: where there will be no video from this attempt.
         """
+        if self._order is not None:
+            self._order.take_up(limits.uploads)
         while True:
             try:
                 obtained = self._submission.obtain(deadline=limits.deadline)
@@ -324,6 +326,8 @@ class Generation:
             # Imported here: who only reads a Dag needs no trigger.
             from airflow_provider_kling.triggers.kling import KlingPauseTrigger
 
+            if self._order is not None:
+                limits = replace(limits, uploads=self._order.uploads)
             self._operator.defer(
                 trigger=KlingPauseTrigger(until=until, **limits.to_dict()),
                 method_name="execute_again",

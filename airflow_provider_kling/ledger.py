@@ -26,6 +26,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from airflow_provider_kling.airflow_versions import AIRFLOW_V_3_3_PLUS
 from airflow_provider_kling.api.errors import KlingError, Paid
+from airflow_provider_kling.arguments import ledger_at
 from airflow_provider_kling.disk import sync_directory
 from airflow_provider_kling.output_path import Coordinates
 
@@ -462,12 +463,13 @@ def open_ledger(context: Context, ledger_path: str | None) -> Ledger:
 
     :param ledger_path: directory on local disk or object storage; None for Airflow's own task state store, where
         there is one.
+    :raises AirflowFailException: where that directory would be another one on another worker.
     """
     key = SubmissionKey.of(context)
     store: LedgerStore | None = None
     state_store = context.get("task_state_store") if AIRFLOW_V_3_3_PLUS else None
     if ledger_path:
-        store = FileLedgerStore.at(ledger_path, key)
+        store = FileLedgerStore.at(ledger_at(ledger_path), key)
     elif state_store is not None:
         store = TaskStateLedgerStore(state_store)
     return Ledger(store, key)

@@ -10,17 +10,19 @@ import json
 import posixpath
 from collections.abc import Mapping
 from dataclasses import asdict
+from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import pendulum
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 import airflow_provider_kling
+from airflow_provider_kling.api.task import TaskState, VideoTask
 from airflow_provider_kling.output_path import NOWHERE
 from airflow_provider_kling.result import iso, recorded_usd, without_secrets
 
 if TYPE_CHECKING:
-    from airflow_provider_kling.api.task import RecordedCost, VideoTask
+    from airflow_provider_kling.api.task import RecordedCost
     from airflow_provider_kling.output_path import Coordinates
     from airflow_provider_kling.result import Asked
     from airflow_provider_kling.storage import StoredFile
@@ -174,9 +176,27 @@ class Manifest(_Form):
         told["cost"] = {**known["cost"], **new["cost"]}
         return Manifest.model_validate(told)
 
+    def task(self) -> VideoTask:
+        """Return the Kling task as it was when its video was stored; what cannot be read of it is left out."""
+        return VideoTask(
+            task_id=self.kling_task_id,
+            state=TaskState.COMPLETED,
+            model=self.model,
+            created_at=_time(self.created_at),
+            completed_at=_time(self.completed_at),
+            generation_seconds=self.generation_seconds,
+        )
+
     def to_bytes(self) -> bytes:
         """Return it as JSON for people and programs, in UTF-8."""
         return (json.dumps(self.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _time(text: str | None) -> pendulum.DateTime | None:
+    try:
+        return None if text is None else pendulum.instance(datetime.fromisoformat(text))
+    except ValueError:
+        return None
 
 
 def manifest_document(

@@ -18,6 +18,7 @@ from airflow_provider_kling.result import Asked, describe_request
 if TYPE_CHECKING:
     from airflow_provider_kling.api.request import VideoRequest
     from airflow_provider_kling.hooks.kling import KlingHook
+    from airflow_provider_kling.waiting import Uploads
 
 
 class Order:
@@ -109,6 +110,15 @@ class Order:
         """
         self.check()
         return self._uploaded
+
+    @property
+    def uploads(self) -> Uploads:
+        """What was uploaded for it, for another process of this attempt."""
+        return self._references.uploads
+
+    def take_up(self, uploads: Uploads) -> None:
+        """Use what another process of this attempt has uploaded."""
+        self._references.take_up(uploads)
 
     @cached_property
     def _uploaded(self) -> VideoRequest:

@@ -1,8 +1,8 @@
 """
 Where a stored video goes: what an ``output_path`` may be, and the name that comes of it.
 
-Pure: nothing is opened or asked. What Airflow and the service put into a name cannot lead out of the directory that
-the author wrote down.
+A ``ledger_path`` is held to the same rule. Pure: nothing is opened or asked. What Airflow and the service put into a
+name cannot lead out of the directory that the author wrote down.
 """
 
 from __future__ import annotations
@@ -181,6 +181,15 @@ def check_output_path(template: str, conn_id: str | None = None) -> None:
     OutputPath(template, conn_id)
 
 
+def check_ledger_path(path: str) -> None:
+    """
+    Check where a ledger is kept: each attempt has to find what an earlier one wrote, whichever worker it runs on.
+
+    :raises ValueError: naming what is wrong and what is allowed.
+    """
+    _check_place("ledger_path", path, _taken_apart(path))
+
+
 def uri_of(path: str) -> str:
     """Return a stored file as others may name it, for assets and lineage: a URI without the connection id."""
     scheme, separator, rest = path.partition("://")
@@ -220,11 +229,13 @@ class _Parts:
         if not isinstance(template, str) or not template:
             raise ValueError(f"output_path must be a path or URI as text, not {template!r}.")
         _check_characters(template)
-        uri = _URI.fullmatch(template)
-        scheme, netloc, path = uri.groups() if uri else ("", "", template)
-        conn, _, host = netloc.rpartition("@")
-        scheme = scheme.lower()
-        _check_place(template, scheme, conn, host, path)
+        scheme, conn, host, path = place = _taken_apart(template)
+        _check_place("output_path", template, place)
+        if "{" in conn + host or "}" in conn + host:
+            raise ValueError(
+                f"output_path {template!r} has a placeholder in the bucket or connection; they may stand behind it "
+                "only."
+            )
         _check_placeholders(template, path)
         # "." and empty parts name the same place, and object stores would take them as names of their own.
         segments = tuple(part for part in path.split("/") if part not in ("", "."))
@@ -238,6 +249,14 @@ class _Parts:
                     f"at most {MAX_NAME_BYTES} are taken."
                 )
         return cls(scheme, conn or None, host, segments, is_file)
+
+
+def _taken_apart(text: str) -> tuple[str, str, str, str]:
+    """Return a place's scheme, connection id, bucket and path; each may be empty."""
+    uri = _URI.fullmatch(text)
+    scheme, netloc, path = uri.groups() if uri else ("", "", text)
+    conn, _, host = netloc.rpartition("@")
+    return scheme.lower(), conn, host, path
 
 
 def _check_characters(template: str) -> None:
@@ -254,32 +273,29 @@ def _check_characters(template: str) -> None:
         )
 
 
-def _check_place(template: str, scheme: str, conn: str, host: str, path: str) -> None:
+def _check_place(name: str, text: str, place: tuple[str, str, str, str]) -> None:
+    scheme, conn, host, path = place
     if not scheme and (not path.startswith("/") or path.startswith("//")):
         raise ValueError(
-            f"output_path {template!r} is neither a URI such as 's3://bucket/videos' nor an absolute path such as "
+            f"{name} {text!r} is neither a URI such as 's3://bucket/videos' nor an absolute path such as "
             "'/data/videos'. A relative path would depend on where the worker happens to run."
         )
     if scheme in ("http", "https"):
-        raise ValueError(f"output_path {template!r} is a web address, and nothing can be stored there.")
+        raise ValueError(f"{name} {text!r} is a web address, and nothing can be stored there.")
     if ":" in conn:
         raise ValueError(
-            "output_path has a user and a password in it. Put them into an Airflow connection, and name that: "
+            f"{name} has a user and a password in it. Put them into an Airflow connection, and name that: "
             f"'{scheme}://conn_id@{host}'."
         )
     if scheme in _WITHOUT_HOST and host:
         raise ValueError(
-            f"output_path {template!r} names the host {host!r}; a local path has three slashes: "
+            f"{name} {text!r} names the host {host!r}; a local path has three slashes: "
             f"'{scheme}:///{host}{path}'."
         )
     if scheme and not host and scheme not in (*_WITHOUT_HOST, *_HOST_IF_ANY):
-        raise ValueError(f"output_path {template!r} names no bucket: '{scheme}://bucket/directory'.")
-    if "{" in conn + host or "}" in conn + host:
-        raise ValueError(
-            f"output_path {template!r} has a placeholder in the bucket or connection; they may stand behind it only."
-        )
+        raise ValueError(f"{name} {text!r} names no bucket: '{scheme}://bucket/directory'.")
     if host and set(host) <= {"."}:
-        raise ValueError(f"output_path {template!r} has {host!r} where the bucket's name belongs.")
+        raise ValueError(f"{name} {text!r} has {host!r} where the bucket's name belongs.")
 
 
 def _check_placeholders(template: str, path: str) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
@@ -33,6 +34,11 @@ if TYPE_CHECKING:
 
     from airflow_provider_kling.api.request import LocalReference, VideoRequest
     from airflow_provider_kling.hooks.kling import KlingHook
+    from airflow_provider_kling.waiting import Uploads
+
+KEPT_SECONDS = 6 * 24 * 3600.0
+"""How long an upload is used, seconds. The service keeps it 7 days, and fetches it only when it makes the video."""
+_LONGEST_URL = 500
 
 
 @dataclass(frozen=True)
@@ -84,7 +90,7 @@ class References:
         self._local = request.local_references()
         self._checked: Checked | InvalidRequestError | None = None
         self._digests: dict[str, str] = {}
-        self._urls: dict[str, str] = {}
+        self._uploads: dict[str, tuple[str, float]] = {}
 
     def check(self) -> Checked:
         """
@@ -133,18 +139,39 @@ class References:
         :raises KlingError: as :meth:`check` does, or where a file was changed since then, or the service did not take
             it; nothing was billed.
         """
-        by_content = {
-            self._digests[reference]: url
-            for reference, url in self._urls.items()
-            if reference in self._digests
-        }
+        urls = {}
         for file in self.check().files:
-            url = by_content.get(file.sha256)
-            if url is None:
+            if file.sha256 not in self._uploads:
                 self._log.info("Uploading %s (%d bytes).", file.reference, file.size_bytes)
-                url = self._hook.upload_file(file.reference, sha256=file.sha256)
-            self._urls[file.reference] = by_content[file.sha256] = url
-        return self._request.with_references(self._urls)
+                began = time.time()
+                self._uploads[file.sha256] = (
+                    self._hook.upload_file(file.reference, sha256=file.sha256),
+                    began,
+                )
+            urls[file.reference] = self._uploads[file.sha256][0]
+        return self._request.with_references(urls)
+
+    @property
+    def uploads(self) -> Uploads:
+        """
+        What was uploaded, for another process of this attempt; it is stored in clear text.
+
+        An address that gives access by itself is left out, and one that is long: that file is uploaded again.
+        """
+        return {
+            digest: (url, at)
+            for digest, (url, at) in self._uploads.items()
+            if len(url) <= _LONGEST_URL and address_without_secrets(url) == url
+        }
+
+    def take_up(self, uploads: Uploads) -> None:
+        """
+        Use what another process of this attempt has uploaded. A file that has changed since is not among it.
+
+        :param uploads: what :attr:`uploads` was there.
+        """
+        latest = time.time() - KEPT_SECONDS
+        self._uploads |= {digest: upload for digest, upload in uploads.items() if upload[1] > latest}
 
     def _look(self) -> Checked:
         faults = [*self._addresses_out_of_reach(), *self._faults_of_inline_images()]

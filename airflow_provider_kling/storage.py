@@ -187,6 +187,20 @@ class ResultStorage:
         self._results[kling_task_id] = results
         return found
 
+    def remembered(self, kling_task_id: str) -> VideoTask | None:
+        """
+        Return a completed Kling task as the manifest of its stored video tells of it, without links.
+
+        :return: None where :meth:`find` finds nothing.
+        :raises StorageError: where the place cannot be asked.
+        """
+        found = self.find(kling_task_id)
+        if found is None:
+            return None
+        with self._telling(kling_task_id, f"could not be looked for in {self._output.template!r}"):
+            manifest = Place.at(found[0].path).manifest()
+        return manifest.task() if manifest is not None else None
+
     def has_kept(self, path: str, kling_task_id: str, size_bytes: int | None) -> bool:
         """
         Tell whether the one result of a Kling task lies where it would be stored, by its size and without reading it.

@@ -10,7 +10,8 @@ from __future__ import annotations
 import logging
 import math
 import random
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from enum import StrEnum
 from typing import Any, Protocol
@@ -42,6 +43,10 @@ NOTE_INTERVAL = 60.0
 """Seconds between two log lines about a task whose state does not change."""
 EXECUTION_TIMEOUT_MARGIN = 10.0
 """Seconds, at most a tenth of ``execution_timeout``, by which a wait ends before Airflow would end it."""
+
+
+Uploads = Mapping[str, tuple[str, float]]
+"""By a file's SHA-256: the address under which the service has it, and since when, epoch seconds."""
 
 
 class Outcome(StrEnum):
@@ -355,15 +360,20 @@ class PauseEvent:
 
     :param deadline: until when the video is waited for, epoch seconds.
     :param attempt_ends_at: when Airflow's ``execution_timeout`` for this attempt is over, epoch seconds.
+    :param uploads: by the file's SHA-256, the address under which the service has it, and since when, epoch seconds.
     """
 
     deadline: float
     attempt_ends_at: float = math.inf
+    uploads: Uploads = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the event's payload: plain JSON, which knows no infinity."""
         ends_at = None if math.isinf(self.attempt_ends_at) else self.attempt_ends_at
-        return {"deadline": self.deadline, "attempt_ends_at": ends_at}
+        payload: dict[str, Any] = {"deadline": self.deadline, "attempt_ends_at": ends_at}
+        if self.uploads:
+            payload["uploads"] = {digest: list(upload) for digest, upload in self.uploads.items()}
+        return payload
 
     @classmethod
     def from_dict(cls, payload: Any) -> PauseEvent:
@@ -377,9 +387,24 @@ class PauseEvent:
             return cls(
                 deadline=float(payload["deadline"]),
                 attempt_ends_at=math.inf if ends_at is None else float(ends_at),
+                uploads=_uploads_in(payload.get("uploads")),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"not an event of KlingPauseTrigger: {str(payload)[:200]}") from error
+
+
+def _uploads_in(told: Any) -> Uploads:
+    """Read what was uploaded; where that cannot be, nothing is lost but the time to do it once more."""
+    if not isinstance(told, Mapping):
+        return {}
+    return {
+        digest: (upload[0], float(upload[1]))
+        for digest, upload in told.items()
+        if isinstance(upload, (list, tuple))
+        and len(upload) == 2
+        and isinstance(upload[0], str)
+        and isinstance(upload[1], (int, float))
+    }
 
 
 class TaskLog(Protocol):

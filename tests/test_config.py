@@ -54,6 +54,19 @@ def test_the_ledgers_directory_is_a_setting(
     assert ledger_path() == path
 
 
+@pytest.mark.parametrize(
+    # Airflow itself puts the home directory in place of a "~".
+    "setting",
+    ["kling-ledger", "./kling-ledger", "file://kling-ledger", "s3://"],
+)
+def test_a_directory_of_the_ledger_that_depends_on_the_worker_is_told_with_the_name_of_the_setting(
+    monkeypatch: pytest.MonkeyPatch, setting: str
+) -> None:
+    monkeypatch.setenv("AIRFLOW__KLING__LEDGER_PATH", setting)
+    with pytest.raises(AirflowConfigException, match=r"\[kling\] ledger_path"):
+        ledger_path()
+
+
 @pytest.mark.parametrize("setting", [None, "", "{}"])
 def test_without_a_setting_the_services_prices_hold(
     monkeypatch: pytest.MonkeyPatch, setting: str | None

@@ -35,7 +35,9 @@ from airflow_provider_kling.api.errors import (
 )
 from airflow_provider_kling.emulator import KlingEmulator
 from airflow_provider_kling.ledger import FileLedgerStore, LedgerError
+from airflow_provider_kling.operators.batch import KlingGenerateVideoBatchOperator
 from airflow_provider_kling.operators.kling import KlingGenerateVideoOperator
+from tests.media import draw_image
 from tests.s3 import S3Server, s3_endpoint, s3_server
 from tests.task_runs import TaskInstance, TaskRun, TaskStateStore, run_task
 
@@ -566,6 +568,20 @@ def test_a_busy_service_is_asked_again_without_holding_a_worker(
         assert [deferral.method_name for deferral in run.deferrals][:3] == ["execute_again"] * 3
 
 
+def test_while_the_service_is_busy_a_file_is_uploaded_once(
+    task: Task, kling_emulator: KlingEmulator, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("airflow_provider_kling.generation.BUSY_PAUSE", 0.1)
+    monkeypatch.setattr("airflow_provider_kling.hooks.kling.SUBMIT_TRIES", 1)
+    kling_emulator.inject("answer", status=429, call="create", times=3)
+    pictures = [str(draw_image(tmp_path / f"{seed}.png", seed=seed)) for seed in range(2)]
+    run = task.attempt(image_list=pictures)
+    assert run.value()["state"] == "completed"
+    assert len(kling_emulator.ledger.requests("upload")) == 2
+    assert len(kling_emulator.ledger.paid()) == 1
+    assert len([each for each in run.deferrals if each.method_name == "execute_again"]) == 3 * task.deferrable
+
+
 @pytest.mark.kling_emulator(latency=0.2, max_running_tasks=0, when_full="fail")
 def test_a_task_that_failed_because_the_service_was_busy_is_asked_for_again(
     task: Task, kling_emulator: KlingEmulator, monkeypatch: pytest.MonkeyPatch
@@ -615,6 +631,32 @@ def test_the_ledger_may_be_set_for_all(
     for _ in range(2):
         run_task(lambda: KlingGenerateVideoOperator(task_id="make", prompt="x", poll_interval=0.05)).value()
     assert len(kling_emulator.ledger.creates()) == 1
+
+
+@pytest.mark.parametrize("operator", [KlingGenerateVideoOperator, KlingGenerateVideoBatchOperator])
+@pytest.mark.parametrize("path", ["kling-ledger", "~/kling-ledger", "file://kling-ledger"])
+def test_a_ledger_that_another_workers_attempt_would_not_find_is_refused_before_anything_is_sent(
+    kling_emulator: KlingEmulator,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    operator: Callable[..., Any],
+    path: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    asked = {"requests": ["x"]} if operator is KlingGenerateVideoBatchOperator else {"prompt": "x"}
+
+    def mapped_over_paths() -> Any:
+        # Only a mapped task gets here with it.
+        task = operator(task_id="make", poll_interval=0.05, timeout=20, **asked)
+        task.ledger_path = path
+        return task
+
+    run = run_task(mapped_over_paths)
+    assert isinstance(run.error, AirflowFailException)
+    assert f"ledger_path {path!r}" in str(run.error)
+    assert kling_emulator.ledger.requests() == []
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("name", ["on_unknown_submission", "on_expired_result"])

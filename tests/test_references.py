@@ -25,6 +25,7 @@ from airflow_provider_kling.hooks.kling import KlingHook
 from airflow_provider_kling.hooks.upload import FileChangedError, FileUnavailableError
 from airflow_provider_kling.references import References
 
+from .hooks.loopback import Answer, Loopback
 from .media import draw_image, draw_video, image_bytes
 from .s3 import S3Server, s3_endpoint, s3_server
 
@@ -103,6 +104,49 @@ def test_a_file_is_uploaded_once_however_often_it_is_named(
     assert urls[5] == ELSEWHERE
     files.upload()
     assert len(kling_emulator.ledger.requests("upload")) == 2
+
+
+def test_what_was_uploaded_can_be_taken_up_while_the_service_keeps_it(
+    kling_emulator: KlingEmulator, picture: Path
+) -> None:
+    first = references(image_list=[str(picture)])
+    request = first.upload()
+    another_process = references(image_list=[str(picture)])
+    another_process.take_up(first.uploads)
+    assert another_process.upload() == request
+    assert another_process.uploads == first.uploads
+    assert len(kling_emulator.ledger.requests("upload")) == 1
+
+    ((digest, (url, at)),) = first.uploads.items()
+    much_later = references(image_list=[str(picture)])
+    much_later.take_up({digest: (url, at - 7 * 24 * 3600)})
+    assert much_later.upload() != request
+    assert len(kling_emulator.ledger.requests("upload")) == 2
+
+    draw_image(picture, seed=1)
+    changed = references(image_list=[str(picture)])
+    changed.take_up(first.uploads)
+    assert changed.upload() != request
+    assert len(kling_emulator.ledger.requests("upload")) == 3
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://f.example/a.png?signature=x",
+        "https://user:word@f.example/a.png",
+        "https://f.example/" + "a" * 2000,
+    ],
+)
+def test_an_uploads_address_that_is_secret_or_long_is_kept_in_no_other_process(
+    monkeypatch: pytest.MonkeyPatch, picture: Path, url: str
+) -> None:
+    with Loopback(Answer(body={"code": 200, "data": {"publicUrl": url}})) as service:
+        connection = {"conn_type": "kling", "password": "sk_test", "host": service.url}
+        monkeypatch.setenv("AIRFLOW_CONN_KLING_DEFAULT", json.dumps(connection))
+        uploading = references(image_list=[str(picture)])
+        assert uploading.upload().to_body()["image_list"] == [{"image_url": url}]
+    assert uploading.uploads == {}
 
 
 def test_a_request_without_files_goes_as_it_is_and_nothing_is_uploaded(kling_emulator: KlingEmulator) -> None:

@@ -396,9 +396,18 @@ def test_what_is_no_event_is_quoted_in_part() -> None:
 
 @pytest.mark.parametrize("ends_at", [NOW + 60, math.inf])
 def test_a_pause_survives_json(ends_at: float) -> None:
-    pause = PauseEvent(deadline=NOW + 3600, attempt_ends_at=ends_at)
+    uploads = {"ab12": ("https://files.example/a.png", NOW)}
+    pause = PauseEvent(deadline=NOW + 3600, attempt_ends_at=ends_at, uploads=uploads)
     written = json.dumps(pause.to_dict(), allow_nan=False)
     assert PauseEvent.from_dict(json.loads(written)) == pause
+
+
+@pytest.mark.parametrize(
+    "uploads", [None, "x", ["x"], {"ab12": "x"}, {"ab12": [1, NOW]}, {"ab12": ["x", "y"]}]
+)
+def test_a_pause_whose_uploads_cannot_be_read_goes_on_without_them(uploads: Any) -> None:
+    payload = PauseEvent(deadline=NOW + 3600).to_dict() | {"uploads": uploads}
+    assert PauseEvent.from_dict(payload) == PauseEvent(deadline=NOW + 3600)
 
 
 @pytest.mark.parametrize(

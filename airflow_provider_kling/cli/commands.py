@@ -19,7 +19,13 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.common.compat.sdk import AirflowException
 
 from airflow_provider_kling import config
-from airflow_provider_kling.api.errors import ConnectionSettingsError, KlingError, Paid
+from airflow_provider_kling.api.errors import (
+    ConnectionSettingsError,
+    KlingError,
+    NoResultError,
+    Paid,
+    TaskNotFoundError,
+)
 from airflow_provider_kling.api.media import MediaLibraryMissingError
 from airflow_provider_kling.api.pricing import CostRange, Estimate, estimate, highest
 from airflow_provider_kling.api.protocol import DEFAULT_BASE_URL
@@ -36,6 +42,7 @@ from airflow_provider_kling.manifest import manifest_document
 from airflow_provider_kling.order import Order
 from airflow_provider_kling.output_path import NOWHERE, PLACEHOLDERS, OutputPath
 from airflow_provider_kling.result import Asked, video_result
+from airflow_provider_kling.storage import ResultStorage
 from airflow_provider_kling.waiting import Waiting
 
 if TYPE_CHECKING:
@@ -258,13 +265,23 @@ def _download(call: _Call) -> int:
     assert output is not None  # noqa: S101 - the flag is required
     with call.hook() as hook:
         try:
-            task = _completed(call, hook, call.given.task_id, config.max_failed_queries())
+            try:
+                task = _completed(call, hook, call.given.task_id, config.max_failed_queries())
+            except (TaskNotFoundError, NoResultError):
+                stored = _remembered(call, hook, output)
+                if stored is None:
+                    raise
+                task = stored
             files, recorded = _brought(call, hook, task, output, None)
         except KeyboardInterrupt:
             call.terminal.note("Interrupted. Nothing is lost: the same command fetches it.")
             return INTERRUPTED
     _tell(call, task, None, files, recorded)
     return 0
+
+
+def _remembered(call: _Call, hook: KlingHook, output: OutputPath) -> VideoTask | None:
+    return ResultStorage(hook, output, NOWHERE, log=call.terminal).remembered(call.given.task_id)
 
 
 def _hook_for_prices(call: _Call) -> KlingHook:

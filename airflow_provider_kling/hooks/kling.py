@@ -1,4 +1,4 @@
-"""KlingHook: an Airflow connection as a client of the service, synchronous and asynchronous."""
+"""KlingHook: an Airflow connection as a client of the service, and where to get the asynchronous one."""
 
 from __future__ import annotations
 
@@ -63,10 +63,13 @@ from airflow_provider_kling.waiting import (
 )
 
 if TYPE_CHECKING:
+    from contextlib import AbstractAsyncContextManager
+
     from airflow.providers.common.compat.sdk import ObjectStoragePath
 
     from airflow_provider_kling.api.request import VideoRequest
     from airflow_provider_kling.api.task import Balance, RecordedCost, VideoTask
+    from airflow_provider_kling.hooks.async_client import AsyncKlingClient
     from airflow_provider_kling.hooks.sync_client import KlingClient
     from airflow_provider_kling.hooks.upload import UploadBody
     from airflow_provider_kling.waiting import TaskLog
@@ -161,6 +164,21 @@ class KlingHook(BaseHook):
         """Close the connections to the service. The hook can be used again afterwards."""
         if self._client is not None:
             self._client.close()
+
+    def async_client(self) -> AbstractAsyncContextManager[AsyncKlingClient]:
+        """
+        Give what asks the service from an event loop, as in a trigger of your own.
+
+        ``async with KlingHook(conn_id).async_client() as client: await client.get_task(task_id)``. It asks for tasks
+        and for the balance, once a call; what costs money or moves files is for a worker. All users of a connection in
+        one event loop share one session, and it ends with the last of them.
+
+        :raises ConnectionSettingsError, ConnectionLookupError: as :attr:`settings` does, when it is entered.
+        """
+        # Who only reads a Dag needs none of it.
+        from airflow_provider_kling.hooks.async_client import shared_client
+
+        return shared_client(self.kling_conn_id)
 
     def submit(self, request: VideoRequest, *, before_post: Callable[[], None] | None = None) -> VideoTask:
         """

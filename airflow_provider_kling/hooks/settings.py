@@ -50,7 +50,7 @@ class ConnectionSettings:
     :param connect_timeout: seconds to wait for a connection.
     :param read_timeout: seconds to wait for the service to send something.
     :param verify: whether the service's certificate is checked, or the path of a CA bundle to check it with.
-    :param proxies: proxy URLs by scheme (``http``, ``https``); empty for those of the environment.
+    :param proxies: proxy URLs by scheme (``http``, ``https``, ``all``); empty for those of the environment.
     :param max_queries_per_second: of one triggerer about all its waiting videos; None for what
         ``[kling] max_queries_per_second`` says.
     :param price_changes: prices of this account that differ, as the extra has them; they beat ``[kling] prices``.
@@ -84,8 +84,24 @@ class ConnectionSettings:
             raise _unusable(self.conn_id, name, problem) from None
 
     @property
+    def trusted(self) -> bool | str:
+        """
+        What checks the certificates of servers, in the form that ``requests`` takes.
+
+        Where the connection names no CA bundle, it is that of the environment.
+        """
+        if self.verify is not True:
+            return self.verify
+        return os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE") or True
+
+    @property
     def proxy(self) -> str | None:
-        """The proxy for calls to the base URL, from the connection or else the environment."""
+        """
+        The proxy for calls to the base URL; None for no proxy.
+
+        Where the connection has any proxies, the environment's count for nothing, not even for a scheme that the
+        connection leaves out.
+        """
         from requests.utils import get_environ_proxies, select_proxy
 
         proxies = self.proxies or get_environ_proxies(self.base_url)
@@ -101,12 +117,9 @@ class ConnectionSettings:
         """
         from requests.utils import DEFAULT_CA_BUNDLE_PATH
 
-        if self.verify is False:
+        if self.trusted is False:
             return False
-        bundle = self.verify
-        if bundle is True:
-            of_environment = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE")
-            bundle = of_environment or DEFAULT_CA_BUNDLE_PATH
+        bundle = DEFAULT_CA_BUNDLE_PATH if self.trusted is True else self.trusted
         try:
             is_directory = Path(bundle).is_dir()
             return ssl.create_default_context(

@@ -76,7 +76,7 @@ class KlingClient:
                 headers={"Content-Type": content_type} if body is not None else None,
                 timeout=timeout or self._timeout,
                 # Given here and not to the session, where the environment would beat them.
-                verify=self.settings.verify,
+                verify=self.settings.trusted,
                 proxies=dict(self.settings.proxies),
                 # A redirected POST could be made twice, or turn into a GET.
                 allow_redirects=call.method == "GET",
@@ -107,6 +107,8 @@ class KlingClient:
         session = _Session()
         session.headers["User-Agent"] = user_agent()
         session.auth = _no_auth
+        # The environment would fill in the schemes that the connection leaves out; for the triggerer it does not.
+        session.trust_env = not self.settings.proxies
         adapter = HTTPAdapter(max_retries=_retry() if retries else Retry(0, read=False))
         session.mount("https://", adapter)
         session.mount("http://", adapter)
@@ -129,7 +131,7 @@ class KlingClient:
                     headers=headers,
                     stream=True,
                     timeout=self._timeout,
-                    verify=self.settings.verify,
+                    verify=self.settings.trusted,
                     proxies=dict(self.settings.proxies),
                 )
 

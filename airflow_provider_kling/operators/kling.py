@@ -382,7 +382,8 @@ class KlingDownloadVideoOperator(BaseOperator):
     """
     Store the video of a task that something else asked for.
 
-    A task that is not over yet is waited for. What is stored already and matches its manifest is not fetched again.
+    A task that is not over yet is waited for. What is stored already and matches its manifest is not fetched again, and
+    is delivered also where the service has deleted it.
 
     :param kling_task_id: the service's task id.
     :param output_path: where the video is stored; see :class:`KlingGenerateVideoOperator`.
@@ -435,7 +436,7 @@ class KlingDownloadVideoOperator(BaseOperator):
             now = time.time()
             waiting = Waiting(
                 task_id_in(self.kling_task_id),
-                deadline=now + self.timeout,
+                deadline=min(now + self.timeout, end_of_attempt(self.execution_timeout, now=now)),
                 poll_interval=self.poll_interval,
                 started=now,
                 max_failures=config.max_failed_queries(),
@@ -486,10 +487,13 @@ class KlingDownloadVideoOperator(BaseOperator):
                 )
             try:
                 over = follow(self, hook, waiting, deferrable=self.deferrable)
-                if over.error is not None:
+                if over.error is None:
+                    assert over.task is not None  # noqa: S101 - every outcome without an error has a task
+                    result = delivery.deliver(over.task, None)
+                elif stored := delivery.remembered(over.error, waiting.task_id):
+                    result = delivery.deliver(stored, None, is_again=True)
+                else:
                     raise of_a_task_made_elsewhere(over.error)
-                assert over.task is not None  # noqa: S101 - every outcome without an error has a task
-                result = delivery.deliver(over.task, None)
             except KlingError as error:
                 if isinstance(error, DownloadError) and error.retryable:
                     error.next_step += " A retry fetches it again and buys nothing."

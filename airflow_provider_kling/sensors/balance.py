@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from airflow.providers.common.compat.sdk import (
     AirflowFailException,
     AirflowSensorTimeout,
-    AirflowSkipException,
     BaseSensorOperator,
     PokeReturnValue,
     conf,
@@ -33,7 +32,8 @@ from airflow_provider_kling.config import max_failed_queries
 from airflow_provider_kling.exceptions import to_airflow
 from airflow_provider_kling.hooks.kling import KlingHook
 from airflow_provider_kling.hooks.settings import DEFAULT_CONN_ID
-from airflow_provider_kling.waiting import AskAgain, note_to
+from airflow_provider_kling.sensors.ending import skipping_where_told
+from airflow_provider_kling.waiting import AskAgain, end_of_attempt, note_to
 
 if TYPE_CHECKING:
     from decimal import Decimal
@@ -85,21 +85,18 @@ class KlingBalanceSensor(BaseSensorOperator):
         Wait on the worker, or ask once and wait in the triggerer.
 
         :raises AirflowSensorTimeout: where there is not enough in time.
+        :raises BalanceTooLowError: where there is not enough within ``execution_timeout``; a retry waits anew.
         :raises AirflowFailException: where the service refuses to be asked, or does not tell balances.
         :raises KlingError: where another attempt can help.
         """
         if not self.deferrable:
             return super().execute(context)
-        try:
-            return self._follow(self._waiting(deadline=time.time() + self.timeout))
-        except (AirflowSensorTimeout, AirflowFailException) as error:
-            if self.soft_fail or self.never_fail:
-                raise AirflowSkipException(str(error)) from error
-            raise
+        with skipping_where_told(self):
+            return self._follow(self._waiting(limit=self.timeout))
 
     def poke(self, context: Context) -> PokeReturnValue:
         """Ask once whether there is enough. How long to go on is for Airflow's sensor to decide."""
-        self._poking = self._poking or self._waiting(deadline=math.inf)
+        self._poking = self._poking or self._waiting(limit=math.inf)
         with closing(KlingHook(self.kling_conn_id)) as hook:
             decision = self._ask(hook, self._poking)
         if isinstance(decision, AskAgain):
@@ -112,22 +109,26 @@ class KlingBalanceSensor(BaseSensorOperator):
 
         :param event: what the trigger told. It is a hint; the service is asked again.
         """
-        try:
-            told = BalanceEvent.from_dict(event)
-        except ValueError as error:
-            raise AirflowFailException(
-                f"The sensor was resumed by something that is {error}. Nothing was billed; clear the task to wait anew."
-            ) from error
-        return self._follow(
-            BalanceWaiting.resumed(
-                told,
-                self.min_balance_usd,
-                poll_interval=self.poke_interval,
-                max_failures=max_failed_queries(),
+        with skipping_where_told(self):
+            try:
+                told = BalanceEvent.from_dict(event)
+            except ValueError as error:
+                raise AirflowFailException(
+                    f"The sensor was resumed by something that is {error}. Nothing was billed; clear the task to wait "
+                    "anew."
+                ) from error
+            return self._follow(
+                BalanceWaiting.resumed(
+                    told,
+                    self.min_balance_usd,
+                    poll_interval=self.poke_interval,
+                    max_failures=max_failed_queries(),
+                )
             )
-        )
 
     def _follow(self, waiting: BalanceWaiting) -> dict[str, Any]:
+        attempt_ends_at = end_of_attempt(self.execution_timeout, now=waiting.started)
+        waiting.deadline = min(waiting.deadline, attempt_ends_at)
         with closing(KlingHook(self.kling_conn_id)) as hook:
             decision = self._ask(hook, waiting)
             if isinstance(decision, AskAgain):
@@ -140,7 +141,7 @@ class KlingBalanceSensor(BaseSensorOperator):
                     method_name="execute_complete",
                     timeout=waiting.net(time.time()),
                 )
-        return balance_result(self._found(decision))
+        return balance_result(self._found(decision, is_last_attempt=waiting.deadline < attempt_ends_at))
 
     def _ask(self, hook: KlingHook, waiting: BalanceWaiting) -> AskAgain | BalanceOver:
         call = balance_call()
@@ -154,26 +155,32 @@ class KlingBalanceSensor(BaseSensorOperator):
         note_to(self.log, decision)
         return decision
 
-    def _found(self, over: BalanceOver) -> Balance:
+    def _found(self, over: BalanceOver, *, is_last_attempt: bool = True) -> Balance:
         if over.error is not None:
-            self._fail(over)
+            self._fail(over, is_last_attempt=is_last_attempt)
         assert over.balance is not None  # noqa: S101 - the outcome without an error has one
         self.log.info("The account has %s available.", shown(over.balance.available))
         return over.balance
 
     @staticmethod
-    def _fail(over: BalanceOver) -> NoReturn:
+    def _fail(over: BalanceOver, *, is_last_attempt: bool) -> NoReturn:
         error = over.error
         assert error is not None  # noqa: S101 - told apart by the caller
         if over.outcome is BalanceOutcome.TIMED_OUT:
-            raise AirflowSensorTimeout(str(error)) from error
+            if is_last_attempt:
+                raise AirflowSensorTimeout(str(error)) from error
+            error.retryable = True
+            error.next_step = (
+                "Nothing was billed. A retry waits anew; top up the account at https://apimodels.app."
+            )
         raise to_airflow(error)
 
-    def _waiting(self, *, deadline: float) -> BalanceWaiting:
+    def _waiting(self, *, limit: float) -> BalanceWaiting:
+        now = time.time()
         return BalanceWaiting(
             self.min_balance_usd,
-            deadline=deadline,
+            deadline=now + limit,
             poll_interval=self.poke_interval,
-            started=time.time(),
+            started=now,
             max_failures=max_failed_queries(),
         )

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.common.compat.sdk import (
     AirflowFailException,
     AirflowSensorTimeout,
-    AirflowSkipException,
     BaseSensorOperator,
     PokeReturnValue,
     conf,
@@ -29,6 +28,7 @@ from airflow_provider_kling.hooks.kling import KlingHook
 from airflow_provider_kling.hooks.settings import DEFAULT_CONN_ID
 from airflow_provider_kling.links.kling import KlingVideoLink
 from airflow_provider_kling.result import video_result
+from airflow_provider_kling.sensors.ending import skipping_where_told
 from airflow_provider_kling.waiting import (
     DEFAULT_POLL_INTERVAL,
     DEFER_NET,
@@ -36,6 +36,7 @@ from airflow_provider_kling.waiting import (
     Over,
     WaitEvent,
     Waiting,
+    end_of_attempt,
 )
 
 if TYPE_CHECKING:
@@ -135,21 +136,18 @@ class KlingVideoSensor(BaseSensorOperator):
         Wait on the worker, or ask once and wait in the triggerer.
 
         :raises AirflowSensorTimeout: where the video is not made in time.
+        :raises TaskTimeoutError: where it is not made within ``execution_timeout``; a retry waits on.
         :raises AirflowFailException: where it failed, or the service refuses to be asked.
         :raises KlingError: where another attempt can help.
         """
         if not self.deferrable:
             return super().execute(context)
-        try:
-            return self._follow(context, self._waiting(deadline=time.time() + self.timeout))
-        except (AirflowSensorTimeout, AirflowFailException) as error:
-            if self.soft_fail or self.never_fail:
-                raise AirflowSkipException(str(error)) from error
-            raise
+        with skipping_where_told(self):
+            return self._follow(context, self._waiting(limit=self.timeout))
 
     def poke(self, context: Context) -> PokeReturnValue:
         """Ask once whether the video is made. How long to go on is for Airflow's sensor to decide."""
-        self._poking = self._poking or self._waiting(deadline=math.inf)
+        self._poking = self._poking or self._waiting(limit=math.inf)
         with self._ending(context), closing(KlingHook(self.kling_conn_id)) as hook:
             decision = hook.ask_once(self._poking)
             if isinstance(decision, AskAgain):
@@ -162,19 +160,26 @@ class KlingVideoSensor(BaseSensorOperator):
 
         :param event: what the trigger told. It is a hint; the service is asked again.
         """
-        if self.start_from_trigger:
-            task_id_in(self.kling_task_id)  # the triggerer asked for whatever its template gave
-        try:
-            told = WaitEvent.from_dict(event)
-        except ValueError as error:
-            raise AirflowFailException(f"The sensor was resumed by something that is {error}") from error
-        return self._follow(
-            context,
-            Waiting.resumed(told, poll_interval=self.poke_interval, max_failures=max_failed_queries()),
-        )
+        with skipping_where_told(self):
+            if self.start_from_trigger:
+                task_id_in(self.kling_task_id)  # the triggerer asked for whatever its template gave
+            try:
+                told = WaitEvent.from_dict(event)
+            except ValueError as error:
+                raise AirflowFailException(f"The sensor was resumed by something that is {error}") from error
+            return self._follow(
+                context,
+                Waiting.resumed(told, poll_interval=self.poke_interval, max_failures=max_failed_queries()),
+            )
 
     def _follow(self, context: Context, waiting: Waiting) -> dict[str, Any]:
-        with self._ending(context), closing(KlingHook(self.kling_conn_id)) as hook:
+        attempt_ends_at = end_of_attempt(self.execution_timeout, now=waiting.started)
+        waiting.deadline = min(waiting.deadline, attempt_ends_at)
+        is_last_attempt = waiting.deadline < attempt_ends_at
+        with (
+            self._ending(context, is_last_attempt=is_last_attempt),
+            closing(KlingHook(self.kling_conn_id)) as hook,
+        ):
             self._show_link(context, hook, waiting.task_id, None)
             return self._deliver(context, hook, follow(self, hook, waiting, deferrable=True))
 
@@ -193,24 +198,29 @@ class KlingVideoSensor(BaseSensorOperator):
             KlingVideoLink.push(context, task_id, video_url, base_url=hook.settings.base_url, stays=False)
 
     @contextmanager
-    def _ending(self, context: Context) -> Iterator[None]:
-        """Leave a card of an error that ends the attempt, and raise what Airflow knows."""
+    def _ending(self, context: Context, *, is_last_attempt: bool = True) -> Iterator[None]:
+        """
+        Leave a card of an error that ends the attempt, and raise what Airflow knows.
+
+        :param is_last_attempt: whether the sensor's own ``timeout`` ends the wait, after which Airflow makes no retry.
+        """
         with raising_to_airflow():
             try:
                 yield
             except KlingError as error:
                 failed = error_card(error, kling_task_id=task_id_in(self.kling_task_id))
                 leave_card(context, lambda: failed, log=self.log)
-                if isinstance(error, TaskTimeoutError):
+                if isinstance(error, TaskTimeoutError) and is_last_attempt:
                     raise AirflowSensorTimeout(str(error)) from error
                 raise
 
-    def _waiting(self, *, deadline: float) -> Waiting:
+    def _waiting(self, *, limit: float) -> Waiting:
+        now = time.time()
         return Waiting(
             task_id_in(self.kling_task_id),
-            deadline=deadline,
+            deadline=now + limit,
             poll_interval=self.poke_interval,
-            started=time.time(),
+            started=now,
             max_failures=max_failed_queries(),
         )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -144,16 +144,24 @@ class KlingPauseTrigger(BaseTrigger):
     :param until: when to go on, epoch seconds.
     :param deadline: handed back in the event: until when the video is waited for, epoch seconds.
     :param attempt_ends_at: handed back in the event: when the attempt has to end, epoch seconds; None for never.
+    :param uploads: handed back in the event: what was uploaded before the pause.
     :param unknown: arguments of a newer release, tolerated so that a rolling upgrade breaks no waiting task.
     """
 
     def __init__(
-        self, *, until: float, deadline: float, attempt_ends_at: float | None = None, **unknown: Any
+        self,
+        *,
+        until: float,
+        deadline: float,
+        attempt_ends_at: float | None = None,
+        uploads: Mapping[str, Any] | None = None,
+        **unknown: Any,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.until = until
         self.deadline = deadline
         self.attempt_ends_at = attempt_ends_at
+        self.uploads = uploads
         if unknown:
             self.log.debug("Arguments of a newer release are left out: %s.", ", ".join(sorted(unknown)))
 
@@ -161,15 +169,16 @@ class KlingPauseTrigger(BaseTrigger):
         """Return the class path and the arguments to make this trigger again elsewhere."""
         return (
             "airflow_provider_kling.triggers.kling.KlingPauseTrigger",
-            {
-                "until": self.until,
-                "deadline": self.deadline,
-                "attempt_ends_at": self.attempt_ends_at,
-            },
+            {"until": self.until, **self._handed_back()},
         )
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Sleep until it is time, then yield one event."""
         await asyncio.sleep(max(0.0, self.until - time.time()))
-        payload = {"deadline": self.deadline, "attempt_ends_at": self.attempt_ends_at}
-        yield TriggerEvent(payload)  # type: ignore[no-untyped-call]
+        yield TriggerEvent(self._handed_back())  # type: ignore[no-untyped-call]
+
+    def _handed_back(self) -> dict[str, Any]:
+        kept: dict[str, Any] = {"deadline": self.deadline, "attempt_ends_at": self.attempt_ends_at}
+        if self.uploads:
+            kept["uploads"] = self.uploads
+        return kept

@@ -464,6 +464,21 @@ def test_download_stores_the_video_and_does_not_fetch_it_twice(
     assert (tmp_path / f"{task_id}.mp4").stat().st_mtime_ns == written
 
 
+def test_download_gives_what_is_stored_when_the_service_has_forgotten_its_task(
+    kling_emulator: KlingEmulator, run: Run, tmp_path: Path
+) -> None:
+    task_id = made(run)
+    first = run("download", task_id, "--output-path", f"{tmp_path}/")
+    kling_emulator.inject("answer", status=404, call="query", times="always")
+    kling_emulator.inject("answer", status=404, call="record", times="always")
+
+    second = run("download", task_id, "--output-path", f"{tmp_path}/")
+    assert (second.status, second.out) == (0, first.out)
+    elsewhere = run("download", task_id, "--output-path", f"{tmp_path}/elsewhere/")
+    assert (elsewhere.status, elsewhere.out) == (1, "")
+    assert "does not know this task" in elsewhere.err
+
+
 def test_download_leaves_a_manifest_alone_that_knows_more(
     kling_emulator: KlingEmulator, run: Run, tmp_path: Path
 ) -> None:

@@ -20,8 +20,12 @@ from airflow_provider_kling.api.errors import (
     UnreachableError,
     UnreadableAnswerError,
 )
+from airflow_provider_kling.api.request import VideoRequest
+from airflow_provider_kling.api.task import TaskState
+from airflow_provider_kling.emulator import KlingEmulator
 from airflow_provider_kling.hooks import settings as settings_module
 from airflow_provider_kling.hooks.async_client import MAX_CONNECTIONS, AsyncKlingClient, shared_client
+from airflow_provider_kling.hooks.kling import KlingHook
 from airflow_provider_kling.hooks.settings import user_agent
 
 from .conftest import KEY, Certificate, Connect
@@ -54,6 +58,38 @@ def lookups(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
         monkeypatch.setattr(BaseHook, "aget_connection", staticmethod(aget_connection))
     return asked
+
+
+# From the hook
+
+
+@pytest.mark.kling_emulator(latency=0)
+def test_the_hook_asks_from_an_event_loop_over_one_session(
+    kling_emulator: KlingEmulator, lookups: list[str]
+) -> None:
+    made = KlingHook().submit(VideoRequest(prompt="a kite"))
+    lookups.clear()
+
+    async def ask_twice() -> Any:
+        async with KlingHook().async_client() as client, KlingHook().async_client() as another:
+            assert client is another
+            return await client.get_task(made.task_id), await another.get_balance()
+
+    task, balance = asyncio.run(ask_twice())
+    assert (task.task_id, task.state) == (made.task_id, TaskState.COMPLETED)
+    assert balance == KlingHook().get_balance()
+    assert lookups.count("kling_default") == 2, "once by the event loop, once by the hook that was asked last"
+
+
+@pytest.mark.usefixtures("kling_emulator")
+def test_the_hooks_asynchronous_client_is_that_of_its_connection(lookups: list[str]) -> None:
+    async def ask_of_another() -> None:
+        async with KlingHook("kling_missing").async_client():
+            pass
+
+    with pytest.raises(ConnectionSettingsError, match="kling_missing"):
+        asyncio.run(ask_of_another())
+    assert set(lookups) == {"kling_missing"}
 
 
 # One query

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+from collections.abc import Callable
 from email.utils import formatdate
 from typing import Any
 
 import pytest
 
-from airflow_provider_kling.api.errors import KlingError
+from airflow_provider_kling.api.errors import DownloadError, KlingError
 from airflow_provider_kling.api.task import TaskState, VideoTask
 from airflow_provider_kling.hooks.async_client import shared_client
 from airflow_provider_kling.hooks.kling import KlingHook
@@ -231,3 +232,78 @@ def test_a_service_out_of_reach_is_the_same_error_for_both(
     assert type(on_worker) is type(in_triggerer)
     assert told(on_worker)[2] == told(in_triggerer)[2]
     assert on_worker.what.partition(":")[0] == in_triggerer.what.partition(":")[0]
+
+
+def ask_on_a_worker() -> None:
+    KlingHook().get_task("task-1")
+
+
+def ask_in_the_triggerer() -> None:
+    async def ask() -> None:
+        async with shared_client("kling_default") as client:
+            await client.get_task("task-1")
+
+    asyncio.run(ask())
+
+
+def fetch_a_result_on_a_worker() -> None:
+    hook = KlingHook()
+    # What comes is no video: here it only matters on which way.
+    with (
+        pytest.raises(DownloadError),
+        hook.get_conn().open_result(f"{hook.settings.base_url}/v.mp4") as result,
+    ):
+        b"".join(result)
+
+
+@pytest.mark.parametrize(
+    "use", [ask_on_a_worker, ask_in_the_triggerer, fetch_a_result_on_a_worker], ids=lambda use: use.__name__
+)
+@pytest.mark.parametrize(
+    ("of_connection", "of_environment", "way"),
+    [
+        ({"http": "connection"}, {"http_proxy": "environment"}, "connection"),
+        ({"all": "connection"}, {"http_proxy": "environment"}, "connection"),
+        ({"http": "connection"}, {"no_proxy": "*"}, "connection"),
+        ({"https": "connection"}, {"http_proxy": "environment"}, "direct"),
+        ({"https": "connection"}, {"all_proxy": "environment"}, "direct"),
+        ({"http://127.0.0.1": "connection"}, {"http_proxy": "environment"}, "connection"),
+        ({}, {"http_proxy": "environment"}, "environment"),
+        ({}, {"all_proxy": "environment"}, "environment"),
+        ({}, {"http_proxy": "environment", "no_proxy": "127.0.0.1"}, "direct"),
+        ({}, {}, "direct"),
+    ],
+)
+def test_the_connections_proxies_hold_where_it_has_any_and_else_the_environments(
+    monkeypatch: pytest.MonkeyPatch,
+    connect: Connect,
+    use: Callable[[], None],
+    of_connection: dict[str, str],
+    of_environment: dict[str, str],
+    way: str,
+) -> None:
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    with (
+        Loopback(task_answer()) as direct,
+        Loopback(task_answer()) as connection,
+        Loopback(task_answer()) as environment,
+    ):
+        ways = {"direct": direct, "connection": connection, "environment": environment}
+        for name, value in of_environment.items():
+            monkeypatch.setenv(name, ways[value].url if value in ways else value)
+        connect(direct.url, proxies={scheme: ways[value].url for scheme, value in of_connection.items()})
+        use()
+        assert [name for name, its in ways.items() if its.received] == [way]
+
+
+@pytest.mark.parametrize("use", [ask_on_a_worker, ask_in_the_triggerer], ids=lambda use: use.__name__)
+def test_the_environments_certificates_hold_beside_the_connections_proxies(
+    monkeypatch: pytest.MonkeyPatch, connect: Connect, certificate: Certificate, use: Callable[[], None]
+) -> None:
+    with Loopback(task_answer(), tls=certificate.server) as service:
+        monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certificate.path))
+        connect(service.url, proxies={"http": "http://not.asked.test"})
+        use()
+        assert len(service.received) == 1

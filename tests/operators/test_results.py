@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,16 @@ from airflow.providers.common.compat.sdk import (
     AirflowSkipException,
     Asset,
     AssetAlias,
+    TaskDeferred,
     task,
 )
 
-from airflow_provider_kling.api.errors import ResultExpiredError, TaskFailedError, TaskTimeoutError
+from airflow_provider_kling.api.errors import (
+    ResultExpiredError,
+    TaskFailedError,
+    TaskNotFoundError,
+    TaskTimeoutError,
+)
 from airflow_provider_kling.emulator import KlingEmulator
 from airflow_provider_kling.operators.kling import KlingDownloadVideoOperator, KlingGenerateVideoOperator
 from airflow_provider_kling.storage import StorageError
@@ -554,6 +561,68 @@ def test_a_download_gives_up_at_its_timeout_and_may_be_retried(
         lambda: downloader(submitted["task_id"], output_path=str(tmp_path), timeout=0.2, deferrable=True)
     ).error
     assert isinstance(error, TaskTimeoutError)
+
+
+@both_ways
+def test_a_video_made_elsewhere_that_was_stored_is_delivered_when_the_service_has_forgotten_its_task(
+    kling_emulator: KlingEmulator, tmp_path: Path, deferrable: bool
+) -> None:
+    made = run_task(operator).value()
+    arguments = {"output_path": f"{tmp_path}/{{run_id}}.{{ext}}", "deferrable": deferrable}
+    first = run_task(lambda: downloader(made["task_id"], **arguments)).value()
+    kling_emulator.inject("answer", status=404, call="query", times="always")
+    kling_emulator.inject("answer", status=404, call="record", times="always")
+    downloads = len(kling_emulator.ledger.requests("download"))
+    manifest = Path(first["files"][0]["manifest_path"])
+    described = manifest.read_text()
+
+    again = run_task(lambda: downloader(made["task_id"], **arguments)).value()
+    told = ("task_id", "model", "state", "path", "files", "created_at", "completed_at", "generation_seconds")
+    assert {name: again[name] for name in told} == {name: first[name] for name in told}
+    assert again["result_urls"] == []
+    assert manifest.read_text() == described
+    assert len(kling_emulator.ledger.requests("download")) == downloads
+
+
+@pytest.mark.parametrize("spoilt", ["the file is another one", "the file is another task's", "not there"])
+def test_what_is_stored_is_delivered_only_where_it_is_what_its_manifest_says(
+    kling_emulator: KlingEmulator, tmp_path: Path, spoilt: str
+) -> None:
+    made = run_task(operator).value()
+    fixed = {"output_path": f"{tmp_path}/kite.mp4"}
+    stored = Path(run_task(lambda: downloader(made["task_id"], **fixed)).value()["path"])
+    if spoilt == "the file is another one":
+        stored.write_bytes(b"x" * stored.stat().st_size)
+    elif spoilt == "not there":
+        stored.unlink()
+    else:
+        other = run_task(operator).value()
+        run_task(lambda: downloader(other["task_id"], **fixed)).value()
+    kling_emulator.inject("answer", status=404, call="query", times="always")
+    before = sorted((path.name, path.read_bytes()) for path in tmp_path.iterdir())
+
+    error = run_task(lambda: downloader(made["task_id"], **fixed)).error
+    assert isinstance(error, AirflowFailException)
+    assert isinstance(error.__cause__, TaskNotFoundError)
+    assert sorted((path.name, path.read_bytes()) for path in tmp_path.iterdir()) == before
+
+
+@pytest.mark.kling_emulator(latency="never")
+def test_a_deferred_wait_for_a_video_made_elsewhere_ends_with_its_attempt(
+    kling_emulator: KlingEmulator, tmp_path: Path
+) -> None:
+    submitted = run_task(lambda: operator(wait_for_completion=False)).value()
+    fetch = downloader(
+        submitted["task_id"],
+        output_path=str(tmp_path),
+        timeout=3600,
+        deferrable=True,
+        execution_timeout=timedelta(seconds=60),
+    )
+    with pytest.raises(TaskDeferred) as deferred:
+        fetch.execute({"ti": TaskInstance()})
+    trigger = deferred.value.trigger
+    assert trigger.deadline - trigger.submitted_at == pytest.approx(54)
 
 
 @pytest.mark.parametrize("value", ["", "None", None, 7])

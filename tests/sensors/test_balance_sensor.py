@@ -15,7 +15,7 @@ from airflow.providers.common.compat.sdk import (
 
 from airflow_provider_kling.api.errors import KeyRefusedError
 from airflow_provider_kling.api.request import VideoRequest
-from airflow_provider_kling.balance import BalanceUnknownError
+from airflow_provider_kling.balance import BalanceTooLowError, BalanceUnknownError
 from airflow_provider_kling.emulator import KlingEmulator
 from airflow_provider_kling.hooks.kling import KlingHook
 from airflow_provider_kling.sensors.balance import KlingBalanceSensor
@@ -120,6 +120,40 @@ def test_lost_contact_may_be_retried(connect: Connect, reply: Reply, deferrable:
         run = waited(deferrable=deferrable)
     assert type(run.error) is BalanceUnknownError
     assert "times in a row" in str(run.error)
+
+
+@both_ways
+@pytest.mark.parametrize("most_failures", ["1", "3"], ids=["in the first question", "while it waits"])
+@pytest.mark.parametrize(
+    ("soft", "ends_by"), [("never_fail", AirflowSkipException), ("soft_fail", BalanceUnknownError)]
+)
+def test_only_never_fail_skips_what_may_be_retried(
+    kling_emulator: KlingEmulator,
+    monkeypatch: pytest.MonkeyPatch,
+    soft: str,
+    ends_by: type[Exception],
+    most_failures: str,
+    deferrable: bool,
+) -> None:
+    monkeypatch.setenv("AIRFLOW__KLING__MAX_FAILED_QUERIES", most_failures)
+    kling_emulator.inject("answer", status=503, call="balance", times="always")
+    run = waited(deferrable=deferrable, **{soft: True})
+    assert type(run.error) is ends_by
+
+
+@pytest.mark.kling_emulator(balance=1)
+def test_a_deferred_wait_ends_with_its_attempt_and_may_be_retried(kling_emulator: KlingEmulator) -> None:
+    run = waited(deferrable=True, execution_timeout=timedelta(seconds=0.5))
+    assert type(run.error) is BalanceTooLowError
+    assert "A retry waits anew" in str(run.error)
+
+
+@pytest.mark.kling_emulator(balance=1)
+def test_where_the_sensors_timeout_comes_before_the_attempts_it_is_airflows(
+    kling_emulator: KlingEmulator,
+) -> None:
+    run = waited(deferrable=True, timeout=0.3, execution_timeout=timedelta(hours=1))
+    assert isinstance(run.error, AirflowSensorTimeout)
 
 
 @both_ways

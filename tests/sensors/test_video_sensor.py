@@ -13,7 +13,12 @@ from airflow.providers.common.compat.sdk import (
     TaskDeferred,
 )
 
-from airflow_provider_kling.api.errors import KeyRefusedError, LostContactError, TaskNotFoundError
+from airflow_provider_kling.api.errors import (
+    KeyRefusedError,
+    LostContactError,
+    TaskNotFoundError,
+    TaskTimeoutError,
+)
 from airflow_provider_kling.api.request import VideoRequest
 from airflow_provider_kling.emulator import KlingEmulator
 from airflow_provider_kling.hooks.kling import KlingHook
@@ -101,6 +106,46 @@ def test_lost_contact_may_be_retried(
     kling_emulator.inject("answer", status=503, call="query", times="always")
     run = run_task(lambda: sensor(kling_task_id=kling_task_id, deferrable=deferrable))
     assert type(run.error) is LostContactError
+
+
+@both_ways
+@pytest.mark.parametrize("most_failures", ["1", "3"], ids=["in the first query", "while it waits"])
+@pytest.mark.parametrize(
+    ("soft", "ends_by"), [("never_fail", AirflowSkipException), ("soft_fail", LostContactError)]
+)
+@pytest.mark.kling_emulator(latency="never")
+def test_only_never_fail_skips_what_may_be_retried(
+    kling_task_id: str,
+    kling_emulator: KlingEmulator,
+    monkeypatch: pytest.MonkeyPatch,
+    soft: str,
+    ends_by: type[Exception],
+    most_failures: str,
+    deferrable: bool,
+) -> None:
+    monkeypatch.setenv("AIRFLOW__KLING__MAX_FAILED_QUERIES", most_failures)
+    kling_emulator.inject("answer", status=503, call="query", times="always")
+    run = run_task(lambda: sensor(kling_task_id=kling_task_id, deferrable=deferrable, **{soft: True}))
+    assert type(run.error) is ends_by
+
+
+@pytest.mark.kling_emulator(latency="never")
+def test_a_deferred_wait_ends_with_its_attempt_and_may_be_retried(kling_task_id: str) -> None:
+    run = run_task(
+        lambda: sensor(kling_task_id=kling_task_id, deferrable=True, execution_timeout=timedelta(seconds=0.5))
+    )
+    assert type(run.error) is TaskTimeoutError
+    assert run.ti.xcoms["kling_video"]["reason"] == "task_timeout"
+
+
+@pytest.mark.kling_emulator(latency="never")
+def test_where_the_sensors_timeout_comes_before_the_attempts_it_is_airflows(kling_task_id: str) -> None:
+    run = run_task(
+        lambda: sensor(
+            kling_task_id=kling_task_id, deferrable=True, timeout=0.3, execution_timeout=timedelta(hours=1)
+        )
+    )
+    assert isinstance(run.error, AirflowSensorTimeout)
 
 
 @both_ways

@@ -290,7 +290,12 @@ SAMPLES: dict[str, dict[str, Any]] = {
         "submitted_at": 1_800_000_000.125,
         "poll_interval": 10.0,
     },
-    "KlingPauseTrigger": {"until": 1_800_000_060.5, "deadline": 1_800_003_600.25, "attempt_ends_at": None},
+    "KlingPauseTrigger": {
+        "until": 1_800_000_060.5,
+        "deadline": 1_800_003_600.25,
+        "attempt_ends_at": None,
+        "uploads": {"ab12": ["https://files.example/a.png", 1_800_000_000.5]},
+    },
 }
 SERDE = next(
     name
