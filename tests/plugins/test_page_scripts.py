@@ -174,3 +174,64 @@ def test_the_sums_have_each_of_thirty_days_where_clocks_change(run: Callable[[st
         }[now]
     )
     assert ("2026-03-08" in told) == now.startswith("2026-03")
+
+
+SEVERAL_TASKS = """
+const { add } = await import("./money.js");
+const { cardOf } = await import("./card.js");
+const NOW = Date.parse("2026-05-20T12:00:00Z");
+const entry = (dag_id, hour) => (
+  { dag_id, run_id: "r", task_id: "t", map_index: -1, timestamp: `2026-05-19T${hour}:00:00Z` });
+const over = { kind: "video", state: "completed", task_id: "k-1", submitted_at: "2026-05-19T08:00:00Z" };
+const asked = { ...over, state: "submitted", waits: false, request: { prompt: "A reef" }, estimated_cost_usd: 0.3 };
+const fetched = { ...over, files: [{ path: "/x.mp4" }], recorded_cost_usd: 0.25 };
+const byDag = (known, ...more) => add(known, NOW, ...more).byDag.map(({ name, recorded, estimated, videos }) => (
+  [name, recorded, estimated, videos]));
+"""
+
+
+def test_what_a_video_cost_is_credited_to_the_dag_that_asked_for_it(run: Callable[[str], Any]) -> None:
+    told = run(
+        SEVERAL_TASKS
+        + """
+        const payer = { entry: entry("asks", "09"), card: cardOf(asked) };
+        const other = { entry: entry("fetches", "10"), card: cardOf(fetched) };
+        console.log(JSON.stringify([byDag([other, payer]), byDag([payer, other])]));
+        """
+    )
+    assert told == [[["asks", 0.25, 0, 1]]] * 2
+
+
+def test_where_no_task_is_known_to_have_asked_the_first_that_told_of_the_video_is_credited(
+    run: Callable[[str], Any],
+) -> None:
+    told = run(
+        SEVERAL_TASKS
+        + """
+        const [one, other] = ["09", "10"].map((hour) => ({ entry: entry(`at-${hour}`, hour), card: cardOf(fetched) }));
+        console.log(JSON.stringify([byDag([other, one]), byDag([one, other])]));
+        """
+    )
+    assert told == [[["at-09", 0.25, 0, 1]]] * 2
+
+
+@pytest.mark.parametrize("order", ["asked, fetched", "fetched, asked"])
+def test_the_wall_tells_the_sums_what_each_task_left_and_not_what_it_shows(
+    run: Callable[[str], Any], order: str
+) -> None:
+    told = run(
+        SEVERAL_TASKS
+        + f"""
+        const {{ Wall }} = await import("./wall.js");
+        const known = new Map();
+        const wall = new Wall({{
+          index: {{}}, node: new Node(), foot: new Node(), open() {{}}, counted() {{}}, seen() {{}}, failed() {{}},
+          filters: {{ dag: null, text: "", needsCards: false, offer() {{}}, wants: () => true }},
+          read: ({{ entry, card }}) => known.set(entry.dag_id, {{ entry, card }}),
+        }});
+        const dags = new Map([[asked, entry("asks", "11")], [fetched, entry("fetches", "10")]]);
+        for (const value of [{order}]) wall.make(dags.get(value)).learn(value, null);
+        console.log(JSON.stringify(byDag([...known.values()])));
+        """
+    )
+    assert told == [["asks", 0.25, 0, 1]]

@@ -1,6 +1,7 @@
 // What the videos cost: sums by day and by Dag, what is recorded apart from what is only estimated.
 
 import { merged } from "./card.js";
+import { timeOf } from "./index-of-videos.js";
 import { day } from "./words.js";
 
 export const DAYS = 30;
@@ -53,6 +54,7 @@ function spentOnList(card) {
   return { recorded, estimated, videos };
 }
 
+/** Several tasks can tell of one video: the one that asked for it paid, or else the one that told of it first. */
 function once(known) {
   const byTask = new Map();
   const others = [];
@@ -62,10 +64,15 @@ function once(known) {
     else if (!byTask.has(id)) byTask.set(id, one);
     else {
       const before = byTask.get(id);
-      byTask.set(id, { entry: before.entry, card: merged(before.card, one.card) });
+      byTask.set(id, { entry: payerOf(before, one).entry, card: merged(before.card, one.card) });
     }
   }
   return [...byTask.values(), ...others];
+}
+
+function payerOf(one, other) {
+  if (one.card.hasAsked !== other.card.hasAsked) return one.card.hasAsked ? one : other;
+  return timeOf(other.entry) < timeOf(one.entry) ? other : one;
 }
 
 function lastDays(now) {

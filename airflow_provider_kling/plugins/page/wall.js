@@ -94,8 +94,9 @@ export class Wall {
   learned(item) {
     if (item.card) {
       this.filters.offer("model", item.card.model);
-      this.settle(item);
+      // Before it is shown with what others know: the sums want to know which task has asked.
       this.read(item);
+      this.settle(item);
     }
     this.judge(item);
     if (this.filters.needsCards || item.card?.kind === "list") this.counted();
