@@ -19,7 +19,7 @@ import * as words from "./words.js";
 const SUMMED_UNASKED = 500; // tasks that are read for the sums before anybody asks for them
 const IDS = ["dag_id", "run_id", "task_id"];
 
-const parts = Object.fromEntries(["count", "reload", "filters", "money", "notice", "wall", "more", "main"]
+const parts = Object.fromEntries(["title", "count", "reload", "filters", "money", "notice", "wall", "more", "main"]
   .map((id) => [id, document.getElementById(id)]));
 const known = new Map();
 const lists = new Lists(() => {
@@ -71,6 +71,7 @@ function clear() {
 }
 
 function showAll() {
+  const hadFocus = document.activeElement !== document.body;
   clear();
   document.body.classList.remove("one");
   const dag = filters.dag;
@@ -90,6 +91,13 @@ function showAll() {
     },
   });
   parts.wall.setAttribute("aria-busy", "true");
+  // What was pressed may have gone; when the page is opened the focus stays where it is, in Airflow's menu.
+  if (hadFocus && isFocusLost()) parts.title.focus({ preventScroll: true });
+}
+
+function isFocusLost() {
+  const { activeElement } = document;
+  return activeElement === null || activeElement === document.body || activeElement.closest("[hidden]") !== null;
 }
 
 function tell() {
