@@ -20,6 +20,8 @@ export function cardOf(value) {
     isWaiting: WAITING.has(state),
     waits: value.waits !== false,
     klingTaskId: text(value.task_id),
+    // A task that only waited for a video, or fetched it, knows neither.
+    hasAsked: Object.keys(request).length > 0 || number(value.estimated_cost_usd) !== null,
     prompt: promptOf(request) ?? text(value.prompt),
     model: text(value.model) ?? text(request.model),
     mode: text(request.mode) ?? (request.model || request.prompt ? "std" : null),
@@ -64,7 +66,8 @@ export function mayChange(card, now = Date.now()) {
 export function merged(one, other) {
   const [more, less] = WORTH.indexOf(other.state) > WORTH.indexOf(one.state) ? [other, one] : [one, other];
   const known = Object.entries(more).filter(([, value]) => value !== null && value !== undefined);
-  return { ...less, ...Object.fromEntries(known), files: more.files.length ? more.files : [] };
+  return { ...less, ...Object.fromEntries(known), files: more.files.length ? more.files : [],
+    hasAsked: one.hasAsked || other.hasAsked };
 }
 
 export function isWorthMore(one, other) {

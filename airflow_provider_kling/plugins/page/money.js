@@ -1,6 +1,7 @@
 // What the videos cost: sums by day and by Dag, what is recorded apart from what is only estimated.
 
 import { merged } from "./card.js";
+import { timeOf } from "./index-of-videos.js";
 import { day } from "./words.js";
 
 export const DAYS = 30;
@@ -8,7 +9,7 @@ const DAY = 24 * 60 * 60 * 1000;
 // What these cost nothing, or nothing is known of it.
 const FREE = new Set(["queued", "failed", "dry_run", "not_submitted", "unknown"]);
 
-/** @param {Array<{entry: object, card: object}>} known */
+/** @param {Array<{entry: object, card: object, tasks: Map|null}>} known with the Kling tasks of lists, as far as known. */
 export function add(known, now = Date.now()) {
   const days = new Map(lastDays(now).map((name) => [name, sum()]));
   const dags = new Map();
@@ -53,19 +54,29 @@ function spentOnList(card) {
   return { recorded, estimated, videos };
 }
 
+/** Several tasks can tell of one video: the one that asked for it paid (a list too), or else the one that told of it first. */
 function once(known) {
   const byTask = new Map();
   const others = [];
+  // Only of lists that count: what another task tells of a video's cost is better than nothing.
+  const inLists = new Set(known.filter(({ card }) => card.kind === "list" && spentOn(card))
+    .flatMap(({ tasks }) => [...(tasks?.keys() ?? [])]));
   for (const one of known) {
     const id = one.card.kind === "video" ? one.card.klingTaskId : null;
     if (!id) others.push(one);
     else if (!byTask.has(id)) byTask.set(id, one);
     else {
       const before = byTask.get(id);
-      byTask.set(id, { entry: before.entry, card: merged(before.card, one.card) });
+      byTask.set(id, { entry: payerOf(before, one).entry, card: merged(before.card, one.card) });
     }
   }
-  return [...byTask.values(), ...others];
+  const single = [...byTask].filter(([id, { card }]) => card.hasAsked || !inLists.has(id)).map(([, one]) => one);
+  return [...single, ...others];
+}
+
+function payerOf(one, other) {
+  if (one.card.hasAsked !== other.card.hasAsked) return one.card.hasAsked ? one : other;
+  return timeOf(other.entry) < timeOf(one.entry) ? other : one;
 }
 
 function lastDays(now) {

@@ -7,6 +7,7 @@ import { Filters } from "./filters.js";
 import { query, setQuery } from "./frame.js";
 import { IndexOfVideos, timeOf } from "./index-of-videos.js";
 import { Item } from "./item.js";
+import { Lists } from "./lists.js";
 import { DAYS } from "./money.js";
 import { MoneyView } from "./money-view.js";
 import * as notices from "./notice.js";
@@ -18,9 +19,13 @@ import * as words from "./words.js";
 const SUMMED_UNASKED = 500; // tasks that are read for the sums before anybody asks for them
 const IDS = ["dag_id", "run_id", "task_id"];
 
-const parts = Object.fromEntries(["count", "reload", "filters", "money", "notice", "wall", "more", "main"]
+const parts = Object.fromEntries(["title", "count", "reload", "filters", "money", "notice", "wall", "more", "main"]
   .map((id) => [id, document.getElementById(id)]));
 const known = new Map();
+const lists = new Lists(() => {
+  wall?.judgeStrays();
+  if (hasBegun) drawSoon();
+});
 const everything = new IndexOfVideos(null);
 let index = everything;
 let wall = null;
@@ -66,13 +71,14 @@ function clear() {
 }
 
 function showAll() {
+  const hadFocus = document.activeElement !== document.body;
   clear();
   document.body.classList.remove("one");
   const dag = filters.dag;
   if (dag === null) index = everything;
   else if (index.dagId !== dag) index = new IndexOfVideos(dag);
   wall = new Wall({
-    index, filters, node: parts.wall, foot: parts.more, open: showAlone, counted: tell,
+    index, filters, lists, node: parts.wall, foot: parts.more, open: showAlone, counted: tell,
     read: (item) => {
       learn(item.entry, item.card);
       refresh.read(item);
@@ -85,6 +91,13 @@ function showAll() {
     },
   });
   parts.wall.setAttribute("aria-busy", "true");
+  // What was pressed may have gone; when the page is opened the focus stays where it is, in Airflow's menu.
+  if (hadFocus && isFocusLost()) parts.title.focus({ preventScroll: true });
+}
+
+function isFocusLost() {
+  const { activeElement } = document;
+  return activeElement === null || activeElement === document.body || activeElement.closest("[hidden]") !== null;
 }
 
 function tell() {
@@ -170,6 +183,7 @@ let isDrawn = false;
 
 function learn(entry, card) {
   known.set(keyOf(entry), { entry, card });
+  lists.learn(entry, card);
   if (hasBegun) drawSoon();
 }
 
@@ -212,6 +226,6 @@ function drawSoon() {
     const due = summed();
     const read = due.filter((entry) => known.has(keyOf(entry)));
     if (!due.length) return;
-    money.show(read.map((entry) => known.get(keyOf(entry))), { read: read.length, of: due.length, isReading: isAddingUp });
+    money.show(read.map((entry) => ({ ...known.get(keyOf(entry)), tasks: lists.tasksOf(entry) })), { read: read.length, of: due.length, isReading: isAddingUp });
   }, 300);
 }
