@@ -31,7 +31,7 @@ def test_it_prints_what_is_needed_and_ends_cleanly_on_a_signal(number: signal.Si
             in running.printed
         )
         assert f"{running.origin}/_emulator/ledger" in running.printed
-        assert requests.get(f"{running.origin}/_emulator/ledger", timeout=20).status_code == 200
+        assert requests.get(f"{running.origin}/_emulator/ledger", timeout=120).status_code == 200
         running.process.send_signal(number)
         assert running.process.stdout is not None
         rest = running.process.stdout.read()
