@@ -173,6 +173,22 @@ class LocalAirflow:
         """
         self.components[name].kill()
 
+    def lose_scheduler(self) -> None:
+        """
+        Kill the scheduler with the tasks that it runs, and start another one, which misses the first at once.
+
+        Airflow misses a scheduler whose last sign of life is older than ``[scheduler]
+        scheduler_health_check_threshold``. Here that sign is made an old one, in SQLite: with a threshold so short that
+        one can wait for it, a scheduler on a busy machine takes itself for dead and starts its own tasks anew.
+        """
+        self.kill("scheduler")
+        with contextlib.closing(sqlite3.connect(self.database, timeout=60)) as connection, connection:
+            connection.execute(
+                "UPDATE job SET latest_heartbeat = '2000-01-01 00:00:00.000000' WHERE job_type = 'SchedulerJob'"
+            )
+        self.start_component("scheduler")
+        self.wait_until_healthy()
+
     def component_log(self, name: str) -> Path:
         """Return the file that has a component's output since ``home`` was made."""
         return self.logs / "components" / f"{name}.log"
