@@ -35,7 +35,7 @@ def test_it_prints_what_is_needed_and_ends_cleanly_on_a_signal(number: signal.Si
         running.process.send_signal(number)
         assert running.process.stdout is not None
         rest = running.process.stdout.read()
-        assert running.process.wait(20) == 0
+        assert running.process.wait(120) == 0
     assert rest == "Ended. 1 videos were paid, 0.3165 USD.\n"
 
 
