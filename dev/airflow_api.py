@@ -11,6 +11,9 @@ from urllib.parse import quote
 
 import requests
 
+GIVE_UP = 900.0
+"""Seconds after which what is waited for will not come any more, on however busy a machine."""
+
 _PAGE = 100
 _POLL = 0.5
 _SECONDS_PER_CALL = 90.0
@@ -185,7 +188,7 @@ class AirflowApi:
         )["content"]
         return "\n".join(_line(entry) for entry in content)
 
-    def wait_for_dag(self, dag_id: str, timeout: float = 180) -> None:
+    def wait_for_dag(self, dag_id: str, timeout: float = GIVE_UP) -> None:
         """
         Wait until a Dag has been read (at most ``timeout`` seconds).
 
@@ -226,7 +229,7 @@ class AirflowApi:
                 )
             time.sleep(_POLL)
 
-    def wait_for_run(self, dag_id: str, run_id: str, timeout: float = 300) -> str:
+    def wait_for_run(self, dag_id: str, run_id: str, timeout: float = GIVE_UP) -> str:
         """
         Wait until a run is over (at most ``timeout`` seconds) and return its state, ``success`` or ``failed``.
 
@@ -237,7 +240,14 @@ class AirflowApi:
         return self.run_state(dag_id, run_id)
 
     def wait_for_task(
-        self, dag_id: str, run_id: str, task_id: str, state: str, *, map_index: int = -1, timeout: float = 180
+        self,
+        dag_id: str,
+        run_id: str,
+        task_id: str,
+        state: str,
+        *,
+        map_index: int = -1,
+        timeout: float = GIVE_UP,
     ) -> TaskInstance:
         """
         Wait until a task is in a state, such as ``deferred``, and return it.

@@ -49,6 +49,8 @@ DEFAULT_PROMPT = "A girl dancing on the beach at sunset, cinematic lighting"
 USUAL_PORT = 8080
 
 _EMULATOR_START_TIMEOUT = 30.0
+_AIRFLOW_START_TIMEOUT = 240.0
+_DAG_TIMEOUT = 180.0
 _RUN_TIMEOUT = 75 * 60.0  # the operator itself gives up after an hour, and tells why
 
 _WHAT_A_STATE_MEANS = {
@@ -149,10 +151,12 @@ def _demonstrate(wishes: Wishes, running: ExitStack) -> None:
             connections={"kling_default": connection},
             environment=further,
             port=port,
+            start_timeout=_AIRFLOW_START_TIMEOUT,
         )
     )
     progress.say("Airflow", f"runs; its UI is at {airflow.url}")
     conf = {"prompt": wishes.prompt, "seconds": SECONDS, "folder": str(VIDEOS)}
+    airflow.api.wait_for_dag(DAG_ID, _DAG_TIMEOUT)
     run_id = airflow.trigger(DAG_ID, conf)
     progress.say("Dag", f"{DAG_ID} started: {SECONDS} seconds of “{wishes.prompt}”")
     run_page = f"{airflow.url}/dags/{DAG_ID}/runs/{quote(run_id)}"

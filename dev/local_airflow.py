@@ -21,11 +21,10 @@ from typing import IO, Any, Self
 
 import requests
 
-from dev.airflow_api import AirflowApi, ApiError, TaskInstance
+from dev.airflow_api import GIVE_UP, AirflowApi, ApiError, TaskInstance
 from dev.processes import LOOPBACK, GuardedProcess, free_port, inherited_environment
 
 _POLL = 0.25
-_START_TIMEOUT = 240.0
 
 COMPONENTS: Mapping[str, Sequence[str]] = {
     "api-server": ("api-server",),
@@ -59,6 +58,7 @@ class LocalAirflow:
     :param login: name and password with which ``api`` asks, where ``config`` has people log in.
     :param port: of the API server and its UI; a free one if ``None``.
     :param python: the interpreter whose Airflow is run; this one if not given.
+    :param start_timeout: seconds until a component that gives no sign of life is given up, on entering.
     :raises AirflowFailedError: on entering, when a component ends, is not healthy in time, or ``home`` is in use.
     """
 
@@ -75,6 +75,7 @@ class LocalAirflow:
         login: tuple[str, str] | None = None,
         port: int | None = None,
         python: Path | None = None,
+        start_timeout: float = GIVE_UP,
     ) -> None:
         self.home = home.resolve()
         self.dags = [folder.resolve() for folder in dags]
@@ -84,6 +85,7 @@ class LocalAirflow:
         self._commands = components
         self._component_environment = component_environment or {}
         self._python = str(python or sys.executable)
+        self._start_timeout = start_timeout
         self._lock: IO[str] | None = None
         self._started_at: dict[str, datetime] = {}
         self.components: dict[str, GuardedProcess] = {}
@@ -122,7 +124,7 @@ class LocalAirflow:
             self._migrate_database()
             for name in self._commands:
                 self.start_component(name)
-            self.wait_until_healthy()
+            self.wait_until_healthy(self._start_timeout)
         except BaseException:
             self.stop()
             raise
@@ -171,11 +173,27 @@ class LocalAirflow:
         """
         self.components[name].kill()
 
+    def lose_scheduler(self) -> None:
+        """
+        Kill the scheduler with the tasks that it runs, and start another one, which misses the first at once.
+
+        Airflow misses a scheduler whose last sign of life is older than ``[scheduler]
+        scheduler_health_check_threshold``. Here that sign is made an old one, in SQLite: with a threshold so short that
+        one can wait for it, a scheduler on a busy machine takes itself for dead and starts its own tasks anew.
+        """
+        self.kill("scheduler")
+        with contextlib.closing(sqlite3.connect(self.database, timeout=60)) as connection, connection:
+            connection.execute(
+                "UPDATE job SET latest_heartbeat = '2000-01-01 00:00:00.000000' WHERE job_type = 'SchedulerJob'"
+            )
+        self.start_component("scheduler")
+        self.wait_until_healthy()
+
     def component_log(self, name: str) -> Path:
         """Return the file that has a component's output since ``home`` was made."""
         return self.logs / "components" / f"{name}.log"
 
-    def wait_until_healthy(self, timeout: float = _START_TIMEOUT) -> None:
+    def wait_until_healthy(self, timeout: float = GIVE_UP) -> None:
         """
         Wait until every component has given a sign of life since it was last started.
 
@@ -220,11 +238,11 @@ class LocalAirflow:
         self.api.unpause(dag_id)
         return self.api.trigger(dag_id, conf, run_id=run_id)
 
-    def wait_for_run(self, dag_id: str, run_id: str, timeout: float = 300) -> str:
+    def wait_for_run(self, dag_id: str, run_id: str, timeout: float = GIVE_UP) -> str:
         """Wait until a run is over (at most ``timeout`` seconds) and return its state, ``success`` or ``failed``."""
         return self.api.wait_for_run(dag_id, run_id, timeout)
 
-    def run(self, dag_id: str, conf: Mapping[str, Any] | None = None, timeout: float = 300) -> str:
+    def run(self, dag_id: str, conf: Mapping[str, Any] | None = None, timeout: float = GIVE_UP) -> str:
         """
         Run a Dag to its end and return the run's id.
 
@@ -236,7 +254,9 @@ class LocalAirflow:
             raise AirflowFailedError(self.why_run_failed(dag_id, run_id))
         return run_id
 
-    def wait_until_off_its_worker(self, dag_id: str, run_id: str, task_id: str, timeout: float = 120) -> None:
+    def wait_until_off_its_worker(
+        self, dag_id: str, run_id: str, task_id: str, timeout: float = GIVE_UP
+    ) -> None:
         """
         Wait until the scheduler has taken note that a task which waits has left its worker.
 
@@ -363,7 +383,9 @@ class LocalAirflow:
                 # The default asks the name service for this machine's full name, for every task.
                 "hostname_callable": "socket.gethostname",
             },
-            "database": {"sql_alchemy_conn": f"sqlite:///{self.database}"},
+            # SQLite lets one process write at a time, and a busy machine can keep it waiting for longer than the usual
+            # 5 s; so can the API server keep its tasks, below.
+            "database": {"sql_alchemy_conn": f"sqlite:///{self.database}?timeout=60"},
             "logging": {"base_log_folder": str(self.logs)},
             "api": {
                 "host": LOOPBACK,
@@ -381,6 +403,7 @@ class LocalAirflow:
                 "min_file_process_interval": "30",
             },
             "scheduler": {"scheduler_idle_sleep_time": "0.3"},
+            "workers": {"execution_api_timeout": "120"},
             "usage_data_collection": {"enabled": "False"},
         }
         for section, options in self._config.items():

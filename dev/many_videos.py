@@ -33,10 +33,9 @@ def put_many(
     :param newest: when the last of them ended; a year ago if not given, so that they are in nobody's way.
     """
     newest = newest or datetime.now(UTC) - timedelta(days=365)
-    with contextlib.closing(sqlite3.connect(airflow.database, timeout=60)) as connection, connection:
+    with contextlib.closing(sqlite3.connect(airflow.database, timeout=60)) as connection:
         connection.row_factory = sqlite3.Row
         (dag,) = _rows(connection, "dag", dag_id=dag_id)
-        _insert(connection, "dag", {**dag, "dag_id": into, "is_paused": 1, "next_dagrun": None})
         (run,) = _rows(connection, "dag_run", dag_id=dag_id, run_id=run_id)
         own = {"dag_id": dag_id, "run_id": run_id, "task_id": task_id}
         (task,) = _rows(connection, "task_instance", **own)
@@ -44,7 +43,10 @@ def put_many(
         (card,) = (json.loads(xcom["value"]) for xcom in xcoms if xcom["key"] == "kling_video")
         file = Path(card["files"][0]["path"])
         manifest = file.with_name(f"{file.name}.json").read_text()
-        first = connection.execute("SELECT max(id) + 1 FROM dag_run").fetchone()[0]
+        runs: list[dict[str, Any]] = []
+        tasks: list[dict[str, Any]] = []
+        values: list[list[dict[str, Any]]] = []
+        # Files first: while the rows are written, nobody else can write to the database.
         for number in range(many):
             at = newest - timedelta(hours=number)
             stamp = at.strftime("%Y-%m-%d %H:%M:%S.%f")
@@ -56,20 +58,31 @@ def put_many(
                 told = text.replace(card["task_id"], to).replace(run_id, run)
                 return told.replace(f'"dag_id": "{dag_id}"', f'"dag_id": "{into}"')
 
-            new = {"dag_id": into, "run_id": name}
-            when = dict.fromkeys(("logical_date", "run_after", "queued_at", "start_date", "end_date"), stamp)
-            _insert(connection, "dag_run", {**run, **new, **when, "id": first + number})
-            _insert(connection, "task_instance", {**task, **new, "id": uuid4().hex})
-            for xcom in xcoms:
-                value = xcom["value"] and renamed(xcom["value"])
-                if xcom["key"] == "kling_video":
-                    value = _dated(value, at, number)
-                its = {"dag_run_id": first + number, "timestamp": stamp, "value": value}
-                _insert(connection, "xcom", {**xcom, **new, **its})
             copy = Path(renamed(str(file)))
             copy.parent.mkdir(parents=True, exist_ok=True)
             copy.hardlink_to(file)
             copy.with_name(f"{copy.name}.json").write_text(renamed(manifest))
+
+            new = {"dag_id": into, "run_id": name}
+            when = dict.fromkeys(("logical_date", "run_after", "queued_at", "start_date", "end_date"), stamp)
+            runs.append({**run, **new, **when})
+            tasks.append({**task, **new, "id": uuid4().hex})
+            values.append([])
+            for xcom in xcoms:
+                value = xcom["value"] and renamed(xcom["value"])
+                if xcom["key"] == "kling_video":
+                    value = _dated(value, at, number)
+                values[-1].append({**xcom, **new, "timestamp": stamp, "value": value})
+        with connection:
+            _insert(connection, "dag", {**dag, "dag_id": into, "is_paused": 1, "next_dagrun": None})
+            first = connection.execute("SELECT max(id) + 1 FROM dag_run").fetchone()[0]
+            for number, (its_run, its_task, its_xcoms) in enumerate(
+                zip(runs, tasks, values, strict=True), first
+            ):
+                _insert(connection, "dag_run", {**its_run, "id": number})
+                _insert(connection, "task_instance", its_task)
+                for xcom in its_xcoms:
+                    _insert(connection, "xcom", {**xcom, "dag_run_id": number})
 
 
 def _dated(card: str, at: datetime, number: int) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -17,6 +18,9 @@ from dev.guard import GRACE, kill_session, session_members
 LOOPBACK = "127.0.0.1"
 
 _GUARD = Path(guard.__file__)
+_PATIENCE = 60.0
+"""Seconds for which a guard may take longer than the ``GRACE`` that it gives: a busy machine does not harm it."""
+_given: set[int] = set()
 
 
 class GuardedProcess:
@@ -105,7 +109,7 @@ class GuardedProcess:
     def _wait_until_gone(self) -> None:
         if self._guard is not None:
             try:
-                self._guard.wait(GRACE + 5)
+                self._guard.wait(GRACE + _PATIENCE)
             except subprocess.TimeoutExpired:
                 kill_session(self._guard.pid)
                 self._guard.kill()
@@ -122,11 +126,17 @@ class GuardedProcess:
 
 
 def free_port() -> int:
-    """Return a port of the loopback interface that nothing listens on at the moment."""
-    with socket.socket() as probe:
-        probe.bind((LOOPBACK, 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """
+    Return a port of the loopback interface that nothing listens on at the moment.
+
+    It is none of those that the system gives to outgoing connections and to whoever asks for any port: until its
+    server has started, nobody takes it by chance. It is returned once only.
+    """
+    while True:
+        port = 20_000 + secrets.randbelow(12_000)
+        if port not in _given and is_free(port):
+            _given.add(port)
+            return port
 
 
 def is_free(port: int) -> bool:

@@ -10,15 +10,20 @@ import asyncio
 import copy
 import importlib
 import json
+import threading
+import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 from uuid import UUID, uuid4
 
+import pytest
 from airflow.providers.common.compat.sdk import TaskDeferred
 
+from airflow_provider_kling.emulator import KlingEmulator
 from airflow_provider_kling.page_address import page_address
 from tests.conftest import AIRFLOW
 
@@ -78,12 +83,15 @@ def run_task(
     ti: TaskInstance | None = None,
     context: dict[str, Any] | None = None,
     between: Callable[[], Any] | None = None,
+    when_it_waits: Callable[[], Any] | None = None,
 ) -> TaskRun:
     """
     Run one attempt of a task to its end.
 
     :param make: makes the operator; called anew for each resumption, as Airflow does.
     :param between: called while the task is deferred, before its trigger runs.
+    :param when_it_waits: called so, and before each sleep on the worker. What is to happen to a task that waits is
+        done here and not after a time: a machine that stalls would be late for it.
     """
     run = TaskRun(ti or TaskInstance())
     run.ti.xcoms.clear()
@@ -95,14 +103,16 @@ def run_task(
         while True:
             try:
                 try:
-                    run.result = call(full_context, **kwargs)
+                    with _sleep_told(when_it_waits):
+                        run.result = call(full_context, **kwargs)
                 finally:
                     _store_links(operator, run.ti)
                 return run
             except TaskDeferred as deferral:
                 run.deferrals.append(deferral)
-                if between:
-                    between()
+                for told in (between, when_it_waits):
+                    if told:
+                        told()
                 event = fire(deferral.trigger)
                 run.events.append(event)
                 operator = make()
@@ -111,6 +121,30 @@ def run_task(
     except Exception as error:
         run.error = error
         return run
+
+
+@contextmanager
+def _sleep_told(told: Callable[[], Any] | None) -> Iterator[None]:
+    if told is None:
+        yield
+        return
+    sleep, worker = time.sleep, threading.get_ident()
+
+    def sleep_and_tell(seconds: float) -> None:
+        if threading.get_ident() == worker:
+            told()
+        sleep(seconds)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(time, "sleep", sleep_and_tell)
+        yield
+
+
+def finish_videos(emulator: KlingEmulator) -> None:
+    """Complete all videos that the service is making."""
+    for task in emulator.ledger.tasks():
+        if task.state in ("pending", "processing"):
+            emulator.complete(task.task_id)
 
 
 def _store_links(operator: Any, ti: TaskInstance) -> None:

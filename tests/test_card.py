@@ -24,7 +24,7 @@ from airflow_provider_kling.operators.kling import KlingDownloadVideoOperator, K
 from airflow_provider_kling.result import video_result
 from airflow_provider_kling.sensors.kling import KlingVideoSensor
 from tests.conftest import AIRFLOW
-from tests.task_runs import TaskInstance, TaskRun, run_task
+from tests.task_runs import TaskInstance, TaskRun, finish_videos, run_task
 
 both_ways = pytest.mark.parametrize("deferrable", [False, True], ids=["on the worker", "deferred"])
 PROMPT = "A paper boat, 一只纸船, in the rain"
@@ -49,19 +49,23 @@ class Watched(TaskInstance):
         return super().xcom_pull(task_ids, key, **more)
 
 
-def generate(ti: TaskInstance, **arguments: Any) -> TaskRun:
+def generate(
+    ti: TaskInstance, *, when_it_waits: Callable[[], Any] | None = None, **arguments: Any
+) -> TaskRun:
     defaults: dict[str, Any] = {
         "task_id": "make",
         "prompt": PROMPT,
         "duration": 3,
         "poll_interval": 0.05,
-        "timeout": 20,
+        "timeout": 300,
     }
-    return run_task(lambda: KlingGenerateVideoOperator(**(defaults | arguments)), ti=ti)
+    return run_task(
+        lambda: KlingGenerateVideoOperator(**(defaults | arguments)), ti=ti, when_it_waits=when_it_waits
+    )
 
 
 def generate_all(ti: TaskInstance, **arguments: Any) -> TaskRun:
-    defaults: dict[str, Any] = {"task_id": "make", "duration": 3, "poll_interval": 0.05, "timeout": 20}
+    defaults: dict[str, Any] = {"task_id": "make", "duration": 3, "poll_interval": 0.05, "timeout": 300}
     return run_task(lambda: KlingGenerateVideoBatchOperator(**(defaults | arguments)), ti=ti)
 
 
@@ -410,11 +414,16 @@ def test_a_card_that_cannot_be_made_costs_no_video(
     assert ti.cards == []
 
 
-@pytest.mark.kling_emulator(latency=0.2)
+@pytest.mark.kling_emulator(latency="never")
 def test_one_deferred_video_takes_few_calls_for_its_xcoms(
     kling_emulator: KlingEmulator, ti: Watched, tmp_path: Path
 ) -> None:
-    run = generate(ti, deferrable=True, output_path=str(tmp_path))
+    run = generate(
+        ti,
+        deferrable=True,
+        output_path=str(tmp_path),
+        when_it_waits=lambda: finish_videos(kling_emulator),
+    )
     assert len(run.deferrals) == 1
     calls = {"push task_id": 1, "push kling_video": 2, "pull kling_video": 1}
     if AIRFLOW < (3, 1):

@@ -10,7 +10,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from airflow_provider_kling.api.errors import (
@@ -466,9 +466,6 @@ def test_the_errors_of_an_outcome_can_be_handed_between_processes() -> None:
 
 # Whatever the service answers
 
-UNHURRIED = settings(deadline=None)
-"""A busy machine is no fault."""
-
 ERRORS = st.one_of(
     st.builds(busy, st.one_of(st.none(), st.floats(0, 10_000))),
     st.builds(away),
@@ -528,7 +525,6 @@ WAITS = st.fixed_dictionaries(
 )
 
 
-@UNHURRIED
 @given(
     chosen=WAITS,
     answers=st.lists(st.one_of(UNFINISHED, TASKS, ERRORS), min_size=1, max_size=30),
@@ -569,7 +565,6 @@ def test_every_wait_ends_once_and_in_time(
         assert all(isinstance(each, KlingError) for each in row)
 
 
-@UNHURRIED
 @given(
     poll_interval=st.floats(1, 60),
     answers=st.lists(UNFINISHED, min_size=1, max_size=60),
@@ -590,7 +585,6 @@ def test_the_log_grows_by_a_line_a_minute_and_one_for_each_change(
     assert len(lines_about_trouble) <= minutes + 1
 
 
-@UNHURRIED
 @given(answers=st.lists(UNFINISHED, max_size=20), link=st.integers(0, MAX_ASKS_FOR_LINK - 1))
 def test_a_video_that_is_made_in_time_is_always_found(
     answers: list[VideoTask | KlingError], link: int

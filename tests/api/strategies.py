@@ -5,11 +5,11 @@ from __future__ import annotations
 import base64
 from typing import Any
 
-from hypothesis import HealthCheck, settings
+from hypothesis import settings
 from hypothesis import strategies as st
 
-THOROUGH = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-BRIEF = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+THOROUGH = settings(max_examples=300)
+BRIEF = settings(max_examples=100)
 
 O1 = "kling-video-o1"
 V3 = "kling-v3-omni"

@@ -20,6 +20,7 @@ from airflow_provider_kling.cli import commands, terminal
 from airflow_provider_kling.emulator import KlingEmulator
 from airflow_provider_kling.hooks.kling import KlingHook
 from airflow_provider_kling.output_path import Coordinates
+from tests.task_runs import finish_videos
 
 
 @dataclass(frozen=True)
@@ -354,8 +355,11 @@ def test_as_json_it_tells_all_there_is(kling_emulator: KlingEmulator, run: Run, 
     assert told["recorded_cost_usd"] == 0.3165
 
 
-@pytest.mark.kling_emulator(latency=0.4)
-def test_without_a_terminal_progress_is_plain_lines(kling_emulator: KlingEmulator, run: Run) -> None:
+@pytest.mark.kling_emulator(latency="never")
+def test_without_a_terminal_progress_is_plain_lines(
+    kling_emulator: KlingEmulator, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(time, "sleep", lambda _: finish_videos(kling_emulator))
     done = run("generate", "--yes", "--prompt", "a kite", "--poll-interval", "0.1")
     assert "is processing" in done.err
     assert "\x1b" not in done.err + done.out

@@ -21,7 +21,7 @@ from airflow_provider_kling.decorators.kling import (
 from airflow_provider_kling.emulator import KlingEmulator
 from airflow_provider_kling.operators.kling import KlingGenerateVideoOperator
 from airflow_provider_kling.waiting import PauseEvent
-from tests.task_runs import TaskInstance, run_task
+from tests.task_runs import TaskInstance, finish_videos, run_task
 
 both_ways = pytest.mark.parametrize("deferrable", [False, True], ids=["on the worker", "deferred"])
 
@@ -41,7 +41,7 @@ class Calls:
         return make
 
     def operator(self, **arguments: Any) -> KlingVideoDecoratedOperator:
-        arguments = {"task_id": "task", "poll_interval": 0.05, "timeout": 20} | arguments
+        arguments = {"task_id": "task", "poll_interval": 0.05, "timeout": 300} | arguments
         return KlingVideoDecoratedOperator(python_callable=self.function(), **arguments)
 
 
@@ -57,12 +57,15 @@ def states(run: Any) -> list[tuple[str, str]]:
 
 
 @both_ways
-@pytest.mark.kling_emulator(latency=0.3)
+@pytest.mark.kling_emulator(latency="never")
 def test_the_function_says_the_prompt_and_is_called_once(
     kling_emulator: KlingEmulator, deferrable: bool
 ) -> None:
     calls = Calls()
-    run = run_task(lambda: calls.operator(deferrable=deferrable, duration=4))
+    run = run_task(
+        lambda: calls.operator(deferrable=deferrable, duration=4),
+        when_it_waits=lambda: finish_videos(kling_emulator),
+    )
     result = run.value()
 
     assert result["state"] == "completed"
@@ -160,7 +163,7 @@ def test_the_type_for_what_a_function_returns_names_what_it_may_return() -> None
 # Deferral
 
 
-@pytest.mark.kling_emulator(latency=0.3)
+@pytest.mark.kling_emulator(latency="never")
 def test_a_pause_for_a_busy_service_does_not_call_the_function_again(
     kling_emulator: KlingEmulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -168,7 +171,8 @@ def test_a_pause_for_a_busy_service_does_not_call_the_function_again(
     kling_emulator.inject("fail", fail_code="1303", at_once=True)
     calls = Calls({"prompt": "a kite", "mode": "pro", "extra_body": {"seed": 5}})
     run = run_task(
-        lambda: calls.operator(deferrable=True, duration=3, callback_url="https://example.com/told")
+        lambda: calls.operator(deferrable=True, duration=3, callback_url="https://example.com/told"),
+        when_it_waits=lambda: finish_videos(kling_emulator),
     )
 
     assert run.value()["state"] == "completed"

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from dev.environments import CHECKOUT
-from dev.processes import GuardedProcess, inherited_environment, is_free
+from dev.processes import GuardedProcess, free_port, inherited_environment, is_free
 
 # Like Airflow's scheduler: it has a child that has left for a process group of its own and does not give up.
 STUBBORN_FAMILY = """
@@ -149,3 +149,11 @@ def test_a_port_is_free_until_something_listens_on_it() -> None:
         port = server.getsockname()[1]
         assert not is_free(port)
     assert is_free(port)
+
+
+def test_a_port_that_was_returned_as_free_is_given_to_nobody_else_by_chance() -> None:
+    ports = [free_port() for _ in range(20)]
+    assert len(set(ports)) == 20
+    lowest = Path("/proc/sys/net/ipv4/ip_local_port_range")
+    if lowest.exists():
+        assert max(ports) < int(lowest.read_text().split()[0])

@@ -11,7 +11,7 @@ import requests
 PROMPT = "A girl dancing on the beach at sunset"
 
 
-def eventually(condition: Callable[[], object], seconds: float = 20.0) -> None:
+def eventually(condition: Callable[[], object], seconds: float = 120.0) -> None:
     """Wait until something holds; the time is only how long to wait before giving up."""
     deadline = time.monotonic() + seconds
     while not condition():
@@ -55,7 +55,7 @@ class Caller:
 
     def post(self, **fields: Any) -> requests.Response:
         body = {"model": "kling-v3-omni", "prompt": PROMPT, **fields}
-        return self.session.post(f"{self.base}/video/generations", json=body, timeout=20)
+        return self.session.post(f"{self.base}/video/generations", json=body, timeout=120)
 
     def create(self, **fields: Any) -> str:
         answer = self.post(**fields)
@@ -63,7 +63,7 @@ class Caller:
         return str(answer.json()["data"]["taskId"])
 
     def get(self, path: str, **params: str) -> requests.Response:
-        return self.session.get(f"{self.base}{path}", params=params, timeout=20)
+        return self.session.get(f"{self.base}{path}", params=params, timeout=120)
 
     def ask(self, task_id: str) -> requests.Response:
         return self.get("/video/generations", task_id=task_id)
@@ -86,8 +86,8 @@ class Caller:
         return dict(self.get(f"/records/{task_id}").json()["data"])
 
     def upload(self, name: str, content: bytes) -> requests.Response:
-        return self.session.post(f"{self.base}/files", files={"file": (name, content)}, timeout=20)
+        return self.session.post(f"{self.base}/files", files={"file": (name, content)}, timeout=120)
 
     def control(self, method: str, path: str, json: Any = None, **params: str) -> requests.Response:
         url = f"{self.emulator.control_url}/{path}"
-        return requests.request(method, url, json=json, params=params, timeout=20)
+        return requests.request(method, url, json=json, params=params, timeout=120)

@@ -32,7 +32,7 @@ class Running:
 
     def control(self, method: str, path: str, json: Any = None, **params: str) -> requests.Response:
         url = f"{self.control_url}/{path}"
-        return requests.request(method, url, json=json, params=params, timeout=20)
+        return requests.request(method, url, json=json, params=params, timeout=120)
 
 
 @contextmanager
@@ -53,5 +53,5 @@ def run(*arguments: str) -> Iterator[Running]:
         yield Running(process, printed, found[1], found[2])
     finally:
         process.terminate()
-        process.wait(20)
+        process.wait(120)
         process.stdout.close()

@@ -31,11 +31,11 @@ def test_it_prints_what_is_needed_and_ends_cleanly_on_a_signal(number: signal.Si
             in running.printed
         )
         assert f"{running.origin}/_emulator/ledger" in running.printed
-        assert requests.get(f"{running.origin}/_emulator/ledger", timeout=20).status_code == 200
+        assert requests.get(f"{running.origin}/_emulator/ledger", timeout=120).status_code == 200
         running.process.send_signal(number)
         assert running.process.stdout is not None
         rest = running.process.stdout.read()
-        assert running.process.wait(20) == 0
+        assert running.process.wait(120) == 0
     assert rest == "Ended. 1 videos were paid, 0.3165 USD.\n"
 
 

@@ -29,7 +29,7 @@ def test_it_lists_what_it_saw(emulator: KlingEmulator, caller: Caller) -> None:
     task_id = caller.create(prompt="a cat", callback_url=f"{emulator.origin}/nobody")
     other = caller.create(prompt="a dog")
     emulator.complete(task_id)
-    requests.get(caller.link(task_id), headers={"Authorization": "x"}, timeout=20)
+    requests.get(caller.link(task_id), headers={"Authorization": "x"}, timeout=120)
     eventually(lambda: emulator.ledger.callbacks())
     tasks = caller.control("GET", "tasks").json()
     assert [task["task_id"] for task in tasks] == [task_id, other]
@@ -96,27 +96,27 @@ def test_settings_and_time_are_changed(emulator: KlingEmulator, caller: Caller) 
 
 def test_it_goes_offline_for_a_while(emulator: KlingEmulator, caller: Caller) -> None:
     control = requests.Session()
-    assert (
-        control.post(f"{emulator.control_url}/offline", json={"seconds": 0.2}, timeout=20).status_code == 200
-    )
-    problems = 0
+
+    def send_off(seconds: float) -> None:
+        body = {"seconds": seconds}
+        assert control.post(f"{emulator.control_url}/offline", json=body, timeout=120).status_code == 200
 
     def is_back() -> bool:
-        nonlocal problems
         try:
-            requests.get(f"{emulator.base_url}/models", timeout=20)
+            requests.get(f"{emulator.base_url}/models", timeout=120)
         except requests.ConnectionError:
-            problems += 1
             return False
         return True
 
-    assert not is_back()
-    # Whoever sent it offline keeps the connection, and can send it off for longer.
-    assert (
-        control.post(f"{emulator.control_url}/offline", json={"seconds": 0.4}, timeout=20).status_code == 200
-    )
-    eventually(is_back)
-    assert problems >= 1
+    for seconds in (0.2, 2, 20):  # a machine that stalls for so long finds it back
+        send_off(seconds)
+        went_off = not is_back()
+        # Whoever sent it offline keeps the connection, and can send it off for longer.
+        send_off(2 * seconds)
+        eventually(is_back)
+        if went_off:
+            break
+    assert went_off
 
 
 def test_a_reset_forgets_tasks_and_faults(emulator: KlingEmulator, caller: Caller) -> None:
@@ -158,7 +158,7 @@ def test_what_cannot_be_is_refused_with_the_reason(
 def test_a_body_that_is_no_json_and_a_pattern_that_is_none_are_refused(
     emulator: KlingEmulator, caller: Caller
 ) -> None:
-    assert requests.post(f"{emulator.control_url}/faults", data=b"{", timeout=20).status_code == 400
+    assert requests.post(f"{emulator.control_url}/faults", data=b"{", timeout=120).status_code == 400
     assert caller.control("GET", "marks", pattern="(").status_code == 400
 
 

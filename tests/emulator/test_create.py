@@ -74,7 +74,7 @@ def test_without_the_right_key_every_call_is_refused(
         ("GET", "/records/cl1"),
         ("GET", "/models"),
     ):
-        answer = requests.request(method, emulator.base_url + path, headers=headers, json={}, timeout=20)
+        answer = requests.request(method, emulator.base_url + path, headers=headers, json={}, timeout=120)
         assert answer.status_code == answer.json()["code"] == 401
         assert "key" in answer.json()["msg"]
     assert emulator.ledger.tasks() == []
@@ -114,7 +114,7 @@ def test_a_wrong_request_is_refused_with_400_and_makes_no_task(
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b'"text"', b"null", b"\xff", b"[" * 100_000])
 def test_a_body_that_is_no_json_object_is_refused_with_400(caller: Caller, body: bytes) -> None:
-    answer = caller.session.post(f"{caller.base}/video/generations", data=body, timeout=20)
+    answer = caller.session.post(f"{caller.base}/video/generations", data=body, timeout=120)
     assert answer.status_code == answer.json()["code"] == 400
 
 
@@ -124,7 +124,7 @@ def test_a_body_that_is_nested_too_deeply_is_refused_with_400(
     caller: Caller, field: str, levels: int
 ) -> None:
     body = f'{{"model": "kling-v3-omni", "prompt": "x", "{field}": {"[" * levels}{"]" * levels}}}'
-    answer = caller.session.post(f"{caller.base}/video/generations", data=body, timeout=20)
+    answer = caller.session.post(f"{caller.base}/video/generations", data=body, timeout=120)
     assert answer.status_code == answer.json()["code"] == 400
 
 
@@ -150,7 +150,7 @@ def test_the_prompts_of_the_shots_count_as_the_prompt(emulator: KlingEmulator, c
         {"index": 2, "prompt": "second [shot-2]", "duration": "3"},
     ]
     body = {"model": "kling-v3-omni", "multi_shot": True, "shot_type": "customize", "multi_prompt": shots}
-    answer = caller.session.post(f"{caller.base}/video/generations", json=body, timeout=20)
+    answer = caller.session.post(f"{caller.base}/video/generations", json=body, timeout=120)
     assert answer.status_code == 200, answer.text
     assert len(emulator.ledger.tasks("shot-1")) == len(emulator.ledger.creates("shot-2")) == 1
 
@@ -273,7 +273,7 @@ class TestUploads:
         answer = caller.upload("picture.png", content)
         link = answer.json()["data"]["publicUrl"]
         assert not link.startswith(caller.base)
-        found = requests.get(link, timeout=20)
+        found = requests.get(link, timeout=120)
         assert (found.status_code, found.content) == (200, content)
         assert found.headers["Content-Type"] == "image/png"
 
@@ -296,32 +296,32 @@ class TestUploads:
 
     def test_a_body_without_the_file_is_refused(self, caller: Caller) -> None:
         url = f"{caller.base}/files"
-        missing = caller.session.post(url, files={"other": b"x"}, timeout=20)
-        plain = caller.session.post(url, json={"file": "x"}, timeout=20)
+        missing = caller.session.post(url, files={"other": b"x"}, timeout=120)
+        plain = caller.session.post(url, json={"file": "x"}, timeout=120)
         broken = caller.session.post(
-            url, data=b"--x\r\n", headers={"Content-Type": "multipart/form-data"}, timeout=20
+            url, data=b"--x\r\n", headers={"Content-Type": "multipart/form-data"}, timeout=120
         )
         assert [missing.status_code, plain.status_code, broken.status_code] == [400, 400, 400]
 
     def test_a_link_to_no_upload_answers_404(self, emulator: KlingEmulator) -> None:
-        assert requests.get(f"{emulator.origin}/uploads/abc.png", timeout=20).status_code == 404
+        assert requests.get(f"{emulator.origin}/uploads/abc.png", timeout=120).status_code == 404
 
     def test_an_upload_is_gone_after_7_days(self, emulator: KlingEmulator, caller: Caller) -> None:
         link = caller.upload("picture.png", picture()).json()["data"]["publicUrl"]
         emulator.advance(7 * 86_400 - 1)
-        assert requests.get(link, timeout=20).status_code == 200
+        assert requests.get(link, timeout=120).status_code == 200
         emulator.advance(1)
-        assert requests.get(link, timeout=20).status_code == 404
+        assert requests.get(link, timeout=120).status_code == 404
 
 
 def test_a_path_that_the_service_does_not_have_answers_404_in_its_form(
     emulator: KlingEmulator, caller: Caller
 ) -> None:
     for method, path in (("GET", "/nothing"), ("DELETE", "/video/generations"), ("GET", "/balance/")):
-        answer = caller.session.request(method, caller.base + path, timeout=20)
+        answer = caller.session.request(method, caller.base + path, timeout=120)
         assert answer.status_code == answer.json()["code"] == 404
     assert emulator.ledger.count("unknown") == 3
-    assert requests.get(f"{emulator.origin}/", timeout=20).status_code == 404
+    assert requests.get(f"{emulator.origin}/", timeout=120).status_code == 404
 
 
 def test_the_prompt_is_what_the_request_says(emulator: KlingEmulator, caller: Caller) -> None:

@@ -136,9 +136,6 @@ class TestConnections:
     def test_refused_connections_come_back_by_themselves(
         self, emulator: KlingEmulator, caller: Caller
     ) -> None:
-        emulator.inject("refuse", call="create", seconds=0.3)
-        with pytest.raises(requests.ConnectionError, match="reset by peer"):
-            caller.post()
         problems: list[str] = []
 
         def is_back() -> bool:
@@ -149,10 +146,17 @@ class TestConnections:
                 return False
             return True
 
-        eventually(is_back)
+        for seconds in (0.3, 3, 30):  # a machine that stalls for so long finds it back
+            emulator.reset()
+            emulator.inject("refuse", call="create", seconds=seconds)
+            with pytest.raises(requests.ConnectionError, match="reset by peer"):
+                caller.post()
+            eventually(is_back)
+            assert len(emulator.ledger.tasks()) == 1
+            if problems:
+                break
         assert problems
         assert all("refused" in problem for problem in problems)
-        assert len(emulator.ledger.tasks()) == 1
 
     def test_while_it_is_offline_nothing_reaches_it_and_open_connections_are_reset(
         self, emulator: KlingEmulator, caller: Caller
@@ -161,7 +165,7 @@ class TestConnections:
         with emulator.offline():
             for _ in range(2):
                 with pytest.raises(requests.ConnectionError):
-                    requests.get(f"{emulator.base_url}/balance", timeout=20)
+                    requests.get(f"{emulator.base_url}/balance", timeout=120)
             eventually(lambda: emulator.ledger.connections().open == 0)
         caller.create()
         assert len(emulator.ledger.tasks()) == 2

@@ -98,7 +98,7 @@ class TestSeen:
         created = clock.now
         caller.query(task_id)
         clock.now += 107
-        caller.session.get(caller.link(task_id), timeout=20)
+        caller.session.get(caller.link(task_id), timeout=120)
         task = emulator.ledger.task(task_id)
         assert (task.prompt, task.state, task.seconds, task.price_usd) == (
             "a cat",
@@ -140,7 +140,7 @@ class TestSeen:
         emulator.complete(task_id)
         link = caller.link(task_id)
         for _ in range(2):
-            requests.get(link, timeout=20)
+            requests.get(link, timeout=120)
         caller.control("GET", "ledger")
         seen = emulator.ledger.connections()
         assert (seen.api, seen.download, seen.control, seen.opened) == (1, 2, 1, 3)
@@ -198,7 +198,7 @@ class TestJournal:
                 caller.post(prompt="[v-4]")
             emulator.complete(ended)
             before = emulator.ledger
-            link, old = caller.link(billed), caller.session.get(caller.link(billed), timeout=20).content
+            link, old = caller.link(billed), caller.session.get(caller.link(billed), timeout=120).content
             clock.now += 50
         with self.running(path, clock) as (emulator, caller):
             states = [task.state for task in emulator.ledger.tasks()]
@@ -209,7 +209,7 @@ class TestJournal:
             answer = caller.query(failed)
             assert (answer["failCode"], answer["failMsg"], answer["retryable"]) == ("OTHER", "No", True)
             assert link.split("/")[-1] in caller.link(billed)
-            assert caller.session.get(caller.link(billed), timeout=20).content == old
+            assert caller.session.get(caller.link(billed), timeout=120).content == old
             clock.now += 50
             assert caller.query(running)["state"] == "completed"
             assert [len(emulator.ledger.paid(f"v-{n}")) for n in range(5)] == [1, 1, 0, 1, 1]
@@ -248,7 +248,7 @@ class TestJournal:
         with self.running(path, clock) as (emulator, caller):
             assert emulator.ledger.tasks() == []
             assert emulator.service.now() == now
-            found = requests.get(f"{emulator.origin}/uploads/{link.split('/')[-1]}", timeout=20)
+            found = requests.get(f"{emulator.origin}/uploads/{link.split('/')[-1]}", timeout=120)
             assert found.content == image
 
     def test_callbacks_that_were_not_accepted_are_taken_up_again_for_half_an_hour(

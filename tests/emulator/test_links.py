@@ -23,7 +23,7 @@ def task_id(emulator: KlingEmulator, caller: Caller) -> str:
 
 
 def get(link: str, **headers: str) -> requests.Response:
-    return requests.get(link, headers=headers, timeout=20)
+    return requests.get(link, headers=headers, timeout=120)
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_a_download_can_be_taken_up_where_it_was_cut(caller: Caller, task_id: st
     assert whole.content[:middle] + rest.content == whole.content
     assert get(link, Range="bytes=-100").content == whole.content[-100:]
     assert get(link, Range=f"bytes={len(whole.content)}-").status_code == 416
-    head = requests.head(link, timeout=20)
+    head = requests.head(link, timeout=120)
     assert (head.status_code, head.headers["Content-Length"]) == (200, str(len(whole.content)))
 
 
@@ -187,7 +187,7 @@ class TestBrokenDownloads:
         got = b""
         for _ in range(3):
             with requests.get(
-                link, headers={"Range": f"bytes={len(got)}-"}, stream=True, timeout=20
+                link, headers={"Range": f"bytes={len(got)}-"}, stream=True, timeout=120
             ) as answer:
                 assert answer.status_code == 206
                 with contextlib.suppress(ProtocolError):

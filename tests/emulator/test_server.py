@@ -47,12 +47,12 @@ def test_it_serves_within_the_with_statement_and_leaves_nothing_behind() -> None
     with KlingEmulator(latency=0) as emulator:
         caller = Caller(emulator)
         directory = Path(emulator._films._directory)
-        caller.session.get(caller.link(caller.create(duration="3")), timeout=20)
+        caller.session.get(caller.link(caller.create(duration="3")), timeout=120)
         assert directory.exists()
     assert threads() == before
     assert not directory.exists()
     with pytest.raises(requests.ConnectionError):
-        requests.get(emulator.base_url, timeout=20)
+        requests.get(emulator.base_url, timeout=120)
     emulator.stop()
 
 
@@ -208,17 +208,17 @@ def test_it_speaks_tls(tmp_path: Path) -> None:
         task_id = caller.create(duration="3")
         link = caller.link(task_id)
         assert link.startswith("https://")
-        assert len(caller.session.get(link, timeout=20).content) > 1000
+        assert len(caller.session.get(link, timeout=120).content) > 1000
         emulator.inject("reset", call="query")
         with pytest.raises(requests.ConnectionError):
             caller.query(task_id)
         with pytest.raises(requests.exceptions.SSLError):
-            requests.get(f"{emulator.base_url}/models", timeout=20)
+            requests.get(f"{emulator.base_url}/models", timeout=120)
 
 
 def send(caller: Caller, call: ApiCall) -> ApiAnswer:
     answer = caller.session.request(
-        call.method, caller.base + call.path, params=dict(call.params), json=call.json_body, timeout=20
+        call.method, caller.base + call.path, params=dict(call.params), json=call.json_body, timeout=120
     )
     return ApiAnswer(answer.status_code, answer.headers, answer.content)
 

@@ -213,7 +213,7 @@ def test_a_seed_repeats_task_ids_latencies_and_films(clock: Clock) -> None:
             ids = [caller.create(duration="3") for _ in range(3)]
             ends = [task.ends_at for task in emulator.ledger.tasks()]
             emulator.complete(ids[0])
-            return ids, ends, caller.session.get(caller.link(ids[0]), timeout=20).content
+            return ids, ends, caller.session.get(caller.link(ids[0]), timeout=120).content
 
     assert run(1) == run(1)
     assert run(1)[0] != run(2)[0]

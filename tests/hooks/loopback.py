@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import ssl
 import struct
 import threading
@@ -16,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum, auto
+from functools import cache
 from http import HTTPStatus
 from socket import SO_LINGER, SOL_SOCKET
 from typing import Any, Self
@@ -212,10 +214,13 @@ def of_asked_task(state: str = "pending", *links: str) -> Callable[[Received], A
 
 
 def refused_port() -> int:
-    """Return a port of loopback that nothing listens on."""
-    import socket
-
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        port: int = unused.getsockname()[1]
+    """Return a port of loopback that nothing listens on, and nothing else can be given while this process lives."""
+    port: int = _unused().getsockname()[1]
     return port
+
+
+@cache
+def _unused() -> socket.socket:
+    unused = socket.socket()
+    unused.bind(("127.0.0.1", 0))
+    return unused

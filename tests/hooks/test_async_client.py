@@ -5,6 +5,7 @@ import random
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
@@ -249,19 +250,31 @@ def test_users_of_a_connection_share_one_lookup_and_few_connections(
     connect: Connect, lookups: list[str]
 ) -> None:
     users = 1000
-    with Loopback(script=of_asked_task(), delay=0.5) as service:
-        # Queueing takes longer than a query may: 10 rounds of half a second against 4 s.
-        connect(service.url, connect_timeout=1, read_timeout=3)
 
-        async def all_ask() -> list[Any]:
-            return await asyncio.gather(*(ask(f"task-{number}") for number in range(users)))
+    async def all_ask() -> list[Any]:
+        return await asyncio.gather(*(ask(f"task-{number}") for number in range(users)))
 
-        tasks = asyncio.run(all_ask())
+    for scale in (
+        1,
+        4,
+        16,
+    ):  # what is wrong is so at each; a machine that is too busy for one has time in the next
+        lookups.clear()
+        with Loopback(script=of_asked_task(), delay=0.5 * scale) as service:
+            # Queueing takes longer than a query may: 10 rounds of half a second against 4 s.
+            connect(service.url, connect_timeout=1 * scale, read_timeout=3 * scale)
+            try:
+                tasks = asyncio.run(all_ask())
+            except (ServiceUnavailableError, UnreachableError):
+                if scale == 16:
+                    raise
+                continue
         assert [task.task_id for task in tasks] == [f"task-{number}" for number in range(users)]
         assert len(service.received) == users
         assert service.most_open <= MAX_CONNECTIONS
         assert service.connections <= MAX_CONNECTIONS
-    assert lookups == ["kling_default"]
+        assert lookups == ["kling_default"]
+        break
 
 
 def run_with(service: Loopback, connect: Connect, story: Callable[[], Coroutine[Any, Any, T]]) -> T:
@@ -270,11 +283,10 @@ def run_with(service: Loopback, connect: Connect, story: Callable[[], Coroutine[
 
 
 async def eventually(holds: Callable[[], bool]) -> None:
-    for _ in range(1000):
-        if holds():
-            return
+    until = time.monotonic() + 120
+    while not holds():
+        assert time.monotonic() < until, "it did not come about"
         await asyncio.sleep(0.01)
-    raise AssertionError("did not come about within 10 s")
 
 
 def test_the_last_one_out_closes_the_connections(connect: Connect, lookups: list[str]) -> None:

@@ -48,10 +48,11 @@ def airflow(
         dags=[EXAMPLES, DAGS],
         connections={"kling_default": service.connection_uri},
         environment=bucket.environment,
-        # That a scheduler was killed with its tasks is noticed after 5 minutes unless Airflow is told otherwise.
+        # That a scheduler was killed with its tasks is noticed after 5 minutes unless Airflow is told otherwise. A
+        # slow one is not to be taken for dead: who kills it, says so (``lose_scheduler``).
         config={
             "scheduler": {
-                "scheduler_health_check_threshold": "10",
+                "scheduler_health_check_threshold": "600",
                 "orphaned_tasks_check_interval": "5",
             }
         },

@@ -31,22 +31,25 @@ from airflow_provider_kling.api.errors import (
 from airflow_provider_kling.api.request import VideoRequest
 from airflow_provider_kling.emulator import KlingEmulator
 from airflow_provider_kling.operators.kling import KlingGenerateVideoOperator
-from tests.task_runs import TaskInstance, link_to, run_task
+from tests.task_runs import TaskInstance, finish_videos, link_to, run_task
 
 both_ways = pytest.mark.parametrize("deferrable", [False, True], ids=["on the worker", "deferred"])
 
 
 def operator(**arguments: Any) -> KlingGenerateVideoOperator:
-    arguments = {"task_id": "make", "prompt": "a red kite", "poll_interval": 0.05, "timeout": 20} | arguments
+    arguments = {"task_id": "make", "prompt": "a red kite", "poll_interval": 0.05, "timeout": 300} | arguments
     return KlingGenerateVideoOperator(**arguments)
 
 
 @both_ways
-@pytest.mark.kling_emulator(latency=0.3)
+@pytest.mark.kling_emulator(latency=3600)
 def test_a_video_is_asked_for_once_and_its_link_comes_back(
     kling_emulator: KlingEmulator, deferrable: bool
 ) -> None:
-    run = run_task(lambda: operator(duration=4, sound=True, deferrable=deferrable))
+    run = run_task(
+        lambda: operator(duration=4, sound=True, deferrable=deferrable),
+        when_it_waits=lambda: kling_emulator.advance(3600),
+    )
     result = run.value()
 
     (task,) = kling_emulator.ledger.tasks()
@@ -61,7 +64,7 @@ def test_a_video_is_asked_for_once_and_its_link_comes_back(
         "duration_seconds": 4.0,
         "created_at": result["created_at"],
         "completed_at": result["completed_at"],
-        "generation_seconds": pytest.approx(0.3, abs=0.01),
+        "generation_seconds": pytest.approx(3600, abs=0.01),
         "estimated_cost_usd": pytest.approx(4 * 0.0956),
         "recorded_cost_usd": pytest.approx(4 * 0.0956),
         "request": {"model": "kling-v3-omni", "prompt": "a red kite", "duration": "4", "sound": "on"},
@@ -74,7 +77,7 @@ def test_a_video_is_asked_for_once_and_its_link_comes_back(
 
 
 @both_ways
-@pytest.mark.kling_emulator(latency=0.3)
+@pytest.mark.kling_emulator(latency="never")
 def test_the_task_id_and_a_link_are_in_xcom_before_the_wait_begins(
     kling_emulator: KlingEmulator, monkeypatch: pytest.MonkeyPatch, deferrable: bool
 ) -> None:
@@ -83,6 +86,7 @@ def test_the_task_id_and_a_link_are_in_xcom_before_the_wait_begins(
 
     def look(*_: Any) -> None:
         seen.append(dict(ti.xcoms))
+        finish_videos(kling_emulator)
 
     monkeypatch.setattr(time, "sleep", look)
     result = run_task(lambda: operator(deferrable=deferrable), ti=ti, between=look).value()
@@ -336,10 +340,11 @@ def test_a_file_in_base64_does_not_go_to_xcom(kling_emulator: KlingEmulator) -> 
     assert len(json.dumps(result)) < 4096
 
 
-@pytest.mark.kling_emulator(latency=0.3)
-@pytest.mark.usefixtures("kling_emulator")
-def test_the_log_tells_the_story(task_log: Callable[[], list[str]]) -> None:
-    result = run_task(lambda: operator(duration=4, sound=True)).value()
+@pytest.mark.kling_emulator(latency="never")
+def test_the_log_tells_the_story(kling_emulator: KlingEmulator, task_log: Callable[[], list[str]]) -> None:
+    result = run_task(
+        lambda: operator(duration=4, sound=True), when_it_waits=lambda: finish_videos(kling_emulator)
+    ).value()
     story = [line for line in task_log() if "Kling" in line or result["task_id"] in line]
 
     assert any("4 s, sound on" in line and "0.38 USD" in line and "'a red kite'" in line for line in story)

@@ -17,7 +17,7 @@ from airflow_provider_kling.budget import BudgetExceededError, InsufficientBalan
 from airflow_provider_kling.emulator import KlingEmulator
 from airflow_provider_kling.operators.kling import KlingGenerateVideoOperator
 from airflow_provider_kling.result import recorded_usd
-from tests.task_runs import TaskInstance, TaskRun, run_task
+from tests.task_runs import TaskInstance, TaskRun, finish_videos, run_task
 
 
 def attempt(**arguments: Any) -> TaskRun:
@@ -107,7 +107,7 @@ def test_prices_of_the_connection_beat_those_of_the_configuration(
     assert attempt(dry_run=True).value()["estimated_cost_usd"] == pytest.approx(0.3)
 
 
-@pytest.mark.kling_emulator(latency=0.3)
+@pytest.mark.kling_emulator(latency="never")
 def test_the_estimate_is_in_xcom_while_the_task_waits(kling_emulator: KlingEmulator) -> None:
     ti, seen = TaskInstance(), []
     run = run_task(
@@ -121,6 +121,7 @@ def test_the_estimate_is_in_xcom_while_the_task_waits(kling_emulator: KlingEmula
         ),
         ti=ti,
         between=lambda: seen.append(dict(ti.xcoms)),
+        when_it_waits=lambda: finish_videos(kling_emulator),
     )
     (waiting,) = seen
     assert "return_value" not in waiting

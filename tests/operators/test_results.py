@@ -32,7 +32,7 @@ from airflow_provider_kling.storage import StorageError
 from tests.hooks.conftest import Connect, connect, failing_lookups
 from tests.media import draw_image, draw_video
 from tests.s3 import S3Server, s3_endpoint, s3_server
-from tests.task_runs import OutletEvents, TaskInstance, link_to, run_task
+from tests.task_runs import OutletEvents, TaskInstance, finish_videos, link_to, run_task
 
 __all__ = ["connect", "failing_lookups", "s3_endpoint", "s3_server"]
 
@@ -45,7 +45,7 @@ def operator(**arguments: Any) -> KlingGenerateVideoOperator:
         "prompt": "a red kite",
         "duration": 3,
         "poll_interval": 0.05,
-        "timeout": 20,
+        "timeout": 300,
     }
     return KlingGenerateVideoOperator(**(defaults | arguments))
 
@@ -55,7 +55,7 @@ def downloader(task_id: str, **arguments: Any) -> KlingDownloadVideoOperator:
         "task_id": "fetch",
         "kling_task_id": task_id,
         "poll_interval": 0.05,
-        "timeout": 20,
+        "timeout": 300,
     }
     return KlingDownloadVideoOperator(**(defaults | arguments))
 
@@ -299,7 +299,7 @@ def test_a_key_that_is_gone_when_the_task_resumes_does_not_make_it_say_that_noth
     assert "The video was asked for before" in str(run.error)
 
 
-@pytest.mark.kling_emulator(latency=0.3)
+@pytest.mark.kling_emulator(latency="never")
 def test_wrong_prices_do_not_keep_a_waiting_task_from_its_video(
     kling_emulator: KlingEmulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -313,7 +313,11 @@ def test_wrong_prices_do_not_keep_a_waiting_task_from_its_video(
         }
         monkeypatch.setenv("AIRFLOW_CONN_KLING_DEFAULT", json.dumps(connection))
 
-    run = run_task(lambda: operator(deferrable=True), between=make_prices_wrong)
+    run = run_task(
+        lambda: operator(deferrable=True),
+        between=make_prices_wrong,
+        when_it_waits=lambda: finish_videos(kling_emulator),
+    )
     assert run.value()["state"] == "completed"
 
 
@@ -525,12 +529,15 @@ def test_a_template_that_leads_nowhere_is_told_before_anything_is_sent(kling_emu
 
 
 @both_ways
-@pytest.mark.kling_emulator(latency=0.5)
+@pytest.mark.kling_emulator(latency="never")
 def test_a_video_made_elsewhere_is_waited_for_and_stored(
     kling_emulator: KlingEmulator, tmp_path: Path, deferrable: bool
 ) -> None:
     submitted = run_task(lambda: operator(wait_for_completion=False)).value()
-    run = run_task(lambda: downloader(submitted["task_id"], output_path=str(tmp_path), deferrable=deferrable))
+    run = run_task(
+        lambda: downloader(submitted["task_id"], output_path=str(tmp_path), deferrable=deferrable),
+        when_it_waits=lambda: finish_videos(kling_emulator),
+    )
 
     assert len(run.deferrals) == int(deferrable)
     assert run.value()["path"] == f"{tmp_path}/{submitted['task_id']}.mp4"

@@ -24,7 +24,7 @@ from airflow_provider_kling.emulator import KlingEmulator
 from airflow_provider_kling.hooks.kling import KlingHook
 from airflow_provider_kling.sensors.kling import KlingVideoSensor
 from tests.hooks.conftest import Connect, connect, failing_lookups
-from tests.task_runs import TaskInstance, link_to, run_task
+from tests.task_runs import TaskInstance, finish_videos, link_to, run_task
 
 __all__ = ["connect", "failing_lookups"]
 
@@ -38,15 +38,18 @@ def kling_task_id(kling_emulator: KlingEmulator) -> str:
 
 
 def sensor(**arguments: Any) -> KlingVideoSensor:
-    return KlingVideoSensor(**{"task_id": "wait", "poke_interval": 0.05, "timeout": 20} | arguments)
+    return KlingVideoSensor(**{"task_id": "wait", "poke_interval": 0.05, "timeout": 300} | arguments)
 
 
 @both_ways
-@pytest.mark.kling_emulator(latency=0.4)
+@pytest.mark.kling_emulator(latency="never")
 def test_it_waits_for_a_video_that_something_else_asked_for(
     kling_task_id: str, kling_emulator: KlingEmulator, deferrable: bool
 ) -> None:
-    run = run_task(lambda: sensor(kling_task_id=kling_task_id, deferrable=deferrable))
+    run = run_task(
+        lambda: sensor(kling_task_id=kling_task_id, deferrable=deferrable),
+        when_it_waits=lambda: finish_videos(kling_emulator),
+    )
     result = run.value()
 
     assert result["task_id"] == kling_task_id
@@ -216,7 +219,7 @@ def test_in_mode_reschedule_a_look_up_that_fails_is_borne(
     assert sensor(**waiting).poke({"ti": TaskInstance()})
 
 
-@pytest.mark.kling_emulator(latency=0.5)
+@pytest.mark.kling_emulator(latency="never")
 def test_in_mode_reschedule_each_query_frees_the_worker(
     kling_task_id: str, kling_emulator: KlingEmulator
 ) -> None:

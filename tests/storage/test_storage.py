@@ -87,7 +87,7 @@ def test_a_video_that_cannot_be_looked_into_is_kept_with_a_warning(local: Local)
 
 def test_several_results_are_fetched_side_by_side_and_kept_in_order(storage: Storage) -> None:
     films = [FILM + bytes([index]) * 9 for index in range(6)]
-    together = threading.Barrier(4, timeout=20)
+    together = threading.Barrier(4, timeout=120)
 
     def script(request: Received) -> Reply:
         return Answer(200, films[int(request.target[1])], VIDEO)

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,10 @@ QUERIES = 2
 POLL_INTERVAL = 2.0
 """Seconds. Many more queries come together than with the usual interval of 10."""
 LONGEST_STALL = 0.05
-"""Seconds for which a trigger may hold up the others in its triggerer."""
+"""
+Seconds for which a trigger may hold up the others in its triggerer, on a machine of the usual speed: one that is
+slower at that moment, which it tells by other work, has so much longer.
+"""
 
 
 def test_a_thousand_waiting_videos_do_not_hold_up_the_event_loop(tmp_path: Path) -> None:
@@ -39,7 +43,7 @@ def test_a_thousand_waiting_videos_do_not_hold_up_the_event_loop(tmp_path: Path)
 
     figures = []
     with Loopback(script=script) as service:
-        for attempt in range(6):  # what blocks, blocks each time; a busy machine does not
+        for attempt in range(12):  # what blocks, blocks each time; a busy machine does not
             asked.clear()
             report = tmp_path / f"report-{attempt}.json"
             subprocess.run(
@@ -59,14 +63,19 @@ def test_a_thousand_waiting_videos_do_not_hold_up_the_event_loop(tmp_path: Path)
             figures.append(json.loads(report.read_text()))
             assert figures[-1]["completed"] == WAITING
             assert set(asked.values()) == {QUERIES}
-            if figures[-1]["longest_stall"] < LONGEST_STALL:
+            if stall_at_usual_speed(figures[-1]) < LONGEST_STALL:
                 break
     for figure in figures:
         print(
-            f"{WAITING} waiting videos: longest stall {figure['longest_stall'] * 1000:.0f} ms, "
+            f"{WAITING} waiting videos: longest stall {figure['longest_stall'] * 1000:.0f} ms "
+            f"on a machine {figure['slowness']:.1f} times as slow, "
             f"CPU {figure['cpu'] / WAITING / QUERIES * 1000:.2f} ms a query"
         )
-    assert min(figure["longest_stall"] for figure in figures) < LONGEST_STALL
+    assert min(map(stall_at_usual_speed, figures)) < LONGEST_STALL
+
+
+def stall_at_usual_speed(figure: Mapping[str, float]) -> float:
+    return figure["longest_stall"] / figure["slowness"]
 
 
 def connection(url: str) -> str:

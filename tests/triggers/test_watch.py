@@ -153,7 +153,7 @@ def test_with_more_than_the_rate_allows_all_are_asked_for_less_often_and_alike(
         assert max(gaps(steady)) == pytest.approx(200 / 5, rel=0.1)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(
     intervals=st.lists(st.floats(0.5, 60), min_size=1, max_size=30),
     per_second=st.floats(0.5, 50),

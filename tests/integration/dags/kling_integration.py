@@ -36,19 +36,19 @@ with DAG("kling_sensor_modes", schedule=None):
     submit = KlingGenerateVideoOperator(task_id="submit", prompt=MARK, wait_for_completion=False)
     for mode in ("poke", "reschedule"):
         KlingVideoSensor(
-            task_id=mode, kling_task_id=submit.output["task_id"], mode=mode, poke_interval=10, timeout=300
+            task_id=mode, kling_task_id=submit.output["task_id"], mode=mode, poke_interval=10, timeout=3600
         )
     KlingVideoSensor(
         task_id="deferred",
         kling_task_id=submit.output["task_id"],
         deferrable=True,
         poke_interval=10,
-        timeout=300,
+        timeout=3600,
     )
 
 with DAG("kling_sensor_from_trigger", schedule=None):
     first = KlingGenerateVideoOperator(task_id="submit", prompt=MARK, wait_for_completion=False)
-    for task_id, limit in (("waits", 300), ("gives_up", 15)):
+    for task_id, limit in (("waits", 3600), ("gives_up", 15)):
         KlingVideoSensor(
             task_id=task_id,
             kling_task_id=first.output["task_id"],
