@@ -34,6 +34,7 @@ def follow(
     deferrable: bool,
     known: VideoTask | None = None,
     is_called_back: bool = False,
+    unrecorded: str | None = None,
 ) -> Over:
     """
     Ask once, and if it is not over yet, wait on this worker or hand the wait to the triggerer.
@@ -43,6 +44,8 @@ def follow(
     :param deferrable: whether the triggerer may wait on.
     :param known: the task, where an answer about it has just come.
     :param is_called_back: whether the service will tell its end. A task that it has just taken is not asked for then.
+    :param unrecorded: the submission whose id the ledger has not taken; see
+        :class:`~airflow_provider_kling.waiting.WaitEvent`.
     :raises TaskDeferred: where the triggerer waits on.
     """
     decision: AskAgain | Over
@@ -60,7 +63,7 @@ def follow(
 
         operator.log.info("Deferring: the triggerer waits for Kling task %s.", waiting.task_id)
         operator.defer(
-            trigger=KlingVideoTrigger.of(waiting, kling_conn_id=hook.kling_conn_id),
+            trigger=KlingVideoTrigger.of(waiting, kling_conn_id=hook.kling_conn_id, unrecorded=unrecorded),
             method_name="execute_complete",
             timeout=waiting.net(time.time()),
         )

@@ -100,7 +100,6 @@ class Generation:
             self._submission,
             delivery,
             on_expired_result=operator.on_expired_result,
-            is_remembered=ledger.is_kept,
             log=operator.log,
         )
 
@@ -122,6 +121,7 @@ class Generation:
                     task = self._known(obtained)
                     if task.state is not TaskState.FAILED:
                         self._log.info("Not waiting for it: wait_for_completion is off.")
+                        self._submission.keep(obtained)
                         return self._leave(task)
                     over = Over(Outcome.FAILED, task, task.failure())
                 task_or_none = self._settlement.finish(obtained, over)
@@ -160,7 +160,7 @@ class Generation:
         interval = self._operator.poll_interval if is_over else self._poll_interval
         waiting = Waiting.resumed(event, poll_interval=interval, max_failures=self._max_failures)
         try:
-            task = self._settlement.finish(obtained, self._follow(waiting))
+            task = self._settlement.finish(obtained, self._follow(waiting, obtained))
         except TooManyTasksError as error:
             self._pause(error, limits)
             return limits
@@ -187,6 +187,17 @@ class Generation:
                 self._context["ti"].xcom_push(key=XCOM_CALLBACK, value=left)
                 self._operator.outlets = []
         return result
+
+    @property
+    def kling_task_id(self) -> str | None:
+        """The service's id of the video that this attempt follows, from the moment on in which the service took it."""
+        obtained = self._submission.obtained
+        return self._operator.kling_task_id if obtained is None else obtained.kling_task_id
+
+    def is_remembered(self) -> bool:
+        """Tell whether the next attempt will know of that video."""
+        obtained = self._submission.obtained
+        return self._ledger.is_kept if obtained is None else self._submission.is_remembered(obtained)
 
     def announce(self) -> None:
         """Tell what is asked for, what it will cost, and what is odd about it."""
@@ -274,32 +285,33 @@ class Generation:
             started=obtained.submitted_at,
             max_failures=self._max_failures,
         )
-        return self._follow(waiting, obtained.task)
+        return self._follow(waiting, obtained)
 
-    def _follow(self, waiting: Waiting, known: VideoTask | None = None) -> Over:
+    def _follow(self, waiting: Waiting, obtained: Obtained) -> Over:
         try:
             return follow(
                 self._operator,
                 self._hook,
                 waiting,
                 deferrable=self._operator.deferrable,
-                known=known,
+                known=obtained.task,
                 is_called_back=self._operator.callback,
+                unrecorded=None if obtained.is_recorded else obtained.submission,
             )
         except KlingError as error:
-            raise self._settlement.lost_sight(error, waiting.task_id) from error.__cause__
+            raise self._settlement.lost_sight(error, obtained) from error.__cause__
 
     def _known(self, obtained: Obtained) -> VideoTask:
         try:
             return obtained.task or self._hook.get_task(obtained.kling_task_id)
         except KlingError as error:
-            raise self._settlement.lost_sight(error, obtained.kling_task_id) from error.__cause__
+            raise self._settlement.lost_sight(error, obtained) from error.__cause__
 
     def _deliver(self, obtained: Obtained, task: VideoTask) -> dict[str, Any]:
         try:
             result = self._delivery.deliver(task, self.asked, is_again=obtained.was_delivered)
         except DownloadError as error:
-            self._settlement.say_what_a_retry_does(error)
+            self._settlement.say_what_a_retry_does(error, obtained)
             raise
         self._submission.delivered(obtained)
         self._show_result(result)

@@ -34,7 +34,8 @@ from airflow_provider_kling.api.errors import (
     UnknownSubmissionError,
 )
 from airflow_provider_kling.emulator import KlingEmulator
-from airflow_provider_kling.ledger import FileLedgerStore, LedgerError
+from airflow_provider_kling.hooks import sync_client
+from airflow_provider_kling.ledger import FileLedgerStore, LedgerError, Record
 from airflow_provider_kling.operators.kling import KlingGenerateVideoOperator
 from tests.s3 import S3Server, s3_endpoint, s3_server
 from tests.task_runs import TaskInstance, TaskRun, TaskStateStore, run_task
@@ -67,9 +68,11 @@ class Task:
         }
         return KlingGenerateVideoOperator(**(defaults | arguments))
 
-    def attempt(self, ti: TaskInstance | None = None, **arguments: Any) -> TaskRun:
+    def attempt(
+        self, ti: TaskInstance | None = None, between: Callable[[], Any] | None = None, **arguments: Any
+    ) -> TaskRun:
         context = {"task_state_store": self.store} if self.kind == "task state" else {}
-        return run_task(lambda: self.operator(**arguments), ti=ti, context=context)
+        return run_task(lambda: self.operator(**arguments), ti=ti, context=context, between=between)
 
     def killed_attempt(self, **arguments: Any) -> None:
         with pytest.raises(Killed):
@@ -514,6 +517,116 @@ def test_an_id_that_cannot_be_stored_is_told_and_the_wait_goes_on(
     monkeypatch.setattr("airflow_provider_kling.ledger.time.sleep", lambda _: None)
     result = task.attempt().value()
     assert any("note the id" in line and result["task_id"] in line for line in task_log())
+
+
+Refuse = Callable[[float], None]
+
+
+@pytest.fixture
+def refuse_ids(monkeypatch: pytest.MonkeyPatch) -> Refuse:
+    """Return a function that lets the ledger fail at its next so many writes of a task id."""
+    monkeypatch.setattr("airflow_provider_kling.ledger.time.sleep", lambda _: None)
+    original = ledger_module.Ledger._write
+
+    def refuse(times: float) -> None:
+        def write(self: ledger_module.Ledger, record: Record, *, new: bool = False) -> None:
+            nonlocal times
+            if record.kling_task_id and times > 0:
+                times -= 1
+                raise LedgerError("The ledger is full")
+            original(self, record, new=new)
+
+        monkeypatch.setattr(ledger_module.Ledger, "_write", write)
+
+    return refuse
+
+
+ALL_TRIES = ledger_module.Ledger.write_tries
+
+
+def test_an_id_that_the_ledger_could_not_take_is_written_before_a_retry_is_promised(
+    task: Task, kling_emulator: KlingEmulator, refuse_ids: Refuse
+) -> None:
+    refuse_ids(ALL_TRIES)
+    kling_emulator.inject("answer", status=500, call="query", times="always")
+    run = task.attempt()
+    (made,) = kling_emulator.ledger.tasks()
+    assert type(run.error) is LostContactError
+    assert "A retry attaches to it again and buys nothing" in str(run.error)
+    assert (task.record()["state"], task.record()["kling_task_id"]) == ("submitted", made.task_id)
+
+    kling_emulator.faults.clear()
+    assert task.attempt().value()["task_id"] == made.task_id
+    assert len(kling_emulator.ledger.creates()) == 1
+
+
+@pytest.mark.parametrize("policy", ["fail", "resubmit"])
+def test_where_the_ledger_never_takes_the_id_there_is_no_retry_and_the_error_names_it(
+    task: Task, kling_emulator: KlingEmulator, refuse_ids: Refuse, policy: str
+) -> None:
+    refuse_ids(float("inf"))
+    kling_emulator.inject("answer", status=500, call="query", times="always")
+    run = task.attempt(on_unknown_submission=policy)
+    (made,) = kling_emulator.ledger.tasks()
+    assert isinstance(run.error, AirflowFailException)
+    assert type(run.error.__cause__) is LostContactError
+    assert f"KlingDownloadVideoOperator(kling_task_id='{made.task_id}')" in str(run.error)
+    assert "buys nothing" not in str(run.error)
+
+
+def test_where_the_ledger_never_takes_the_id_no_other_error_is_retried_either(
+    task: Task, kling_emulator: KlingEmulator, refuse_ids: Refuse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any, **__: Any) -> None:
+        raise RuntimeError("nobody thought of this")
+
+    refuse_ids(float("inf"))
+    monkeypatch.setattr("airflow_provider_kling.delivery.video_result", broken)
+    run = task.attempt()
+    (made,) = kling_emulator.ledger.tasks()
+    assert isinstance(run.error, AirflowFailException)
+    assert "nobody thought of this" in str(run.error)
+    assert made.task_id in str(run.error)
+
+
+@pytest.mark.parametrize("waits", [True, False], ids=["waits", "does not wait"])
+def test_an_id_that_the_ledger_could_not_take_is_written_with_the_success(
+    task: Task, kling_emulator: KlingEmulator, refuse_ids: Refuse, waits: bool
+) -> None:
+    refuse_ids(ALL_TRIES)
+    first = task.attempt(wait_for_completion=waits).value()
+    assert task.record()["state"] == ("completed" if waits else "submitted")
+    assert task.attempt(wait_for_completion=waits).value()["task_id"] == first["task_id"]
+    assert len(kling_emulator.ledger.creates()) == 1
+
+
+@pytest.mark.parametrize("is_answered", [True, False], ids=["has its id", "has only its intent"])
+@pytest.mark.kling_emulator(latency="never")
+def test_an_id_that_the_ledger_could_not_take_is_not_written_into_the_record_of_another_attempt(
+    kind: str,
+    tmp_path: Path,
+    kling_emulator: KlingEmulator,
+    refuse_ids: Refuse,
+    monkeypatch: pytest.MonkeyPatch,
+    is_answered: bool,
+) -> None:
+    task = Task(kind, tmp_path / "ledger", deferrable=True)
+    of_another: dict[str, Any] = {}
+
+    def take_over() -> None:
+        if not is_answered:
+            kill_at(monkeypatch, sync_client.KlingClient, "send", after=False)
+        with suppress(Killed):
+            task.attempt(on_unknown_submission="resubmit", wait_for_completion=False)
+        of_another.update(task.record())
+        kling_emulator.inject("answer", status=500, call="query", times="always")
+
+    refuse_ids(ALL_TRIES)
+    run = task.attempt(between=take_over)
+    assert of_another["state"] == ("submitted" if is_answered else "intent")
+    assert task.record() == of_another
+    assert isinstance(run.error, AirflowFailException)
+    assert kling_emulator.ledger.tasks()[0].task_id in str(run.error)
 
 
 def test_a_task_killed_right_before_its_submit_sends_nothing(

@@ -302,7 +302,9 @@ class KlingGenerateVideoBatchOperator(BaseOperator):
                     # The ledger was not read: this process knows how many they are, and of some which.
                     bought = list(told.over)
                     unnamed = max(0, told.state.known - len(bought))
-                keep_from_buying_again(error, bought, unnamed=unnamed, is_kept=ledger.is_kept, log=self.log)
+                keep_from_buying_again(
+                    error, bought, unnamed=unnamed, is_remembered=ledger.is_kept, log=self.log
+                )
                 raise
             finally:
                 if batch is not None:

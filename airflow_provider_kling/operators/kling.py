@@ -269,7 +269,7 @@ class KlingGenerateVideoOperator(BaseOperator):
                 f"Kling task id is in this task's XCom {XCOM_TASK_ID!r}; fetch it with KlingVideoSensor."
             ) from error
         self.kling_task_id = told.kling_task_id
-        with self._generation(context, None) as generation:
+        with self._generation(context, None, told) as generation:
             result = generation.resume(told)
         return self.start_again(context, result) if isinstance(result, PauseEvent) else result
 
@@ -289,7 +289,10 @@ class KlingGenerateVideoOperator(BaseOperator):
 
     @contextmanager
     def _generation(
-        self, context: Context, make_request: Callable[[Context], VideoRequest] | None
+        self,
+        context: Context,
+        make_request: Callable[[Context], VideoRequest] | None,
+        told: WaitEvent | None = None,
     ) -> Iterator[Generation]:
         generation: Generation | None = None
         ledger = self._open_ledger(context)
@@ -317,8 +320,18 @@ class KlingGenerateVideoOperator(BaseOperator):
                 raise
             except (Exception, AirflowTaskTimeout) as error:
                 self._show_failure(context, generation, error)
-                bought = [] if self.kling_task_id is None else [self.kling_task_id]
-                keep_from_buying_again(error, bought, is_kept=ledger.is_kept, log=self.log)
+                if generation is None:
+                    bought = self.kling_task_id
+                    is_remembered = ledger.is_kept and (told is None or told.unrecorded is None)
+                else:
+                    bought, is_remembered = generation.kling_task_id, generation.is_remembered()
+                keep_from_buying_again(
+                    error,
+                    [] if bought is None else [bought],
+                    is_remembered=is_remembered,
+                    ledger_at=ledger.place if ledger.is_kept else None,
+                    log=self.log,
+                )
                 raise
             self._lineage = (generation.asked, delivery.files)
 
