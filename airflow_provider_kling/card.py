@@ -14,7 +14,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_kling import metrics
-from airflow_provider_kling.api.errors import KlingError
+from airflow_provider_kling.api.errors import KlingError, Paid, TaskFailedError
 from airflow_provider_kling.batch_result import WITHOUT_VIDEO, Ended
 from airflow_provider_kling.exceptions import going_on
 from airflow_provider_kling.result import error_text, link_to_keep, without_secrets
@@ -214,8 +214,12 @@ def why(error: BaseException, *, is_bought: bool) -> dict[str, Any]:
         state = CardState.UNRESOLVED if is_bought else CardState.FAILED
         text = f"{type(error).__name__}. The task's log tells more."
         return {"state": state.value, "reason": "other", "error": text}
+    paid = error.paid
+    if paid is Paid.NO and is_bought and not isinstance(error, TaskFailedError):
+        # One that the service has is billed when it is completed, whatever keeps us from it.
+        paid = Paid.MAYBE
     return {
-        "state": WITHOUT_VIDEO[error.paid].value,
+        "state": WITHOUT_VIDEO[paid].value,
         "reason": metrics.reason_of(error),
         "error": error_text(error, most_characters=MOST_ERROR_CHARACTERS),
     }

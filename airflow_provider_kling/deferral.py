@@ -16,14 +16,15 @@ if TYPE_CHECKING:
     from airflow_provider_kling.waiting import Waiting
 
 
-def of_a_task_made_elsewhere(error: KlingError) -> KlingError:
+def of_a_task_made_elsewhere(error: KlingError, kling_task_id: str) -> None:
     """Let an error that ends the wait for what another task asked for say so: whether to ask again is for that one."""
-    if isinstance(error, TaskFailedError):
+    if not isinstance(error, TaskFailedError):
+        error.tell_that_the_video_goes_on(kling_task_id)
+    else:
         error.retryable = False
         error.next_step = (
             "A failed task is not billed. This task asks for no video: run the task that submitted it again."
         )
-    return error
 
 
 def follow(

@@ -127,6 +127,7 @@ class Generation:
                 task_or_none = self._settlement.finish(obtained, over)
                 if task_or_none is not None:
                     return self._deliver(obtained, task_or_none)
+                self._forget()
                 limits = replace(limits, deadline=time.time() + self._operator.timeout)
             except (RateLimitedError, TooManyTasksError) as error:
                 self._pause(error, limits)
@@ -222,6 +223,11 @@ class Generation:
         self._show(CardState.SUBMITTED, obtained.kling_task_id)
         with going_on(self._log, "The link to the video could not be shown"):
             self._push_link(obtained.kling_task_id, obtained.task)
+
+    def _forget(self) -> None:
+        """Begin anew: of what goes on now, nothing is bought yet."""
+        self._operator.kling_task_id = None
+        self._submitted_at = None
 
     def show_failure(self, error: BaseException) -> None:
         """Leave a card that says why this attempt ends without a video."""
@@ -328,8 +334,7 @@ class Generation:
         if until >= min(limits.deadline, limits.attempt_ends_at):
             error.next_step = "Nothing was billed. There is no time left for another try; a retry asks again."
             raise error
-        self._operator.kling_task_id = None  # of what goes on now, nothing is bought yet
-        self._submitted_at = None
+        self._forget()
         self._log.info("%s. Asking again in %.0f s.", error.what, until - now)
         self._show(CardState.QUEUED)
         if self._operator.deferrable:

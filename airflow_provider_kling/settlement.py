@@ -86,7 +86,9 @@ class Settlement:
             ):
                 self._log.warning("%s", error)
                 return None
-        elif over.outcome is not Outcome.REFUSED:
+        elif over.outcome is Outcome.REFUSED:
+            raise self.lost_sight(error, obtained)
+        else:
             self.say_what_a_retry_does(error, obtained)
         raise error
 
@@ -104,11 +106,13 @@ class Settlement:
 
     def lost_sight(self, error: KlingError, obtained: Obtained) -> KlingError:
         """Turn an error that kept a video from being asked about into one that tells of the video."""
-        error.task_id = error.task_id or obtained.kling_task_id
-        error.paid = Paid.MAYBE
-        error.take_back_that_nothing_was_sent()
-        error.next_step += " The video was asked for before: it goes on, and is billed when it is completed."
-        self.say_what_a_retry_does(error, obtained)
+        error.tell_that_the_video_goes_on(obtained.kling_task_id)
+        if error.retryable:
+            self.say_what_a_retry_does(error, obtained)
+        elif self._submission.is_remembered(obtained):
+            error.next_step += " A clear attaches to it again and buys nothing."
+        else:
+            error.next_step += f" {not_remembered(obtained.kling_task_id, self._submission.ledger_at)}"
         return error
 
     def _can_be_had(self, obtained: Obtained, task: VideoTask) -> bool:
@@ -187,7 +191,10 @@ def not_remembered(kling_task_id: str, ledger_at: str | None) -> str:
     :param ledger_at: the ledger that could not take its id; None where there is no ledger.
     """
     if ledger_at is None:
-        why = "This submission is not remembered, so a retry would buy a second video and is not made."
+        why = (
+            "This submission is not remembered, so a retry would buy a second video and is not made; a clear buys "
+            "one."
+        )
     else:
         why = (
             f"The ledger at {ledger_at} does not hold its id, so a retry would not know of it and is not made; a clear "

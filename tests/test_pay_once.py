@@ -26,6 +26,8 @@ from airflow_provider_kling.api.errors import (
     KlingError,
     LostContactError,
     ModerationError,
+    NoCreditsError,
+    Paid,
     RateLimitedError,
     ResultExpiredError,
     ServiceError,
@@ -353,6 +355,62 @@ def test_where_the_state_cannot_be_looked_up_nothing_is_sent_and_a_retry_may_hel
     run = task.attempt(timeout=0.1)
     assert isinstance(run.error, (LostContactError, TaskTimeoutError, ServiceError))
     assert len(kling_emulator.ledger.creates()) == 1
+
+
+REFUSALS = [400, 401, 402, 403, 404]
+both_ways = pytest.mark.parametrize("deferrable", [False, True], ids=["on the worker", "deferred"])
+
+
+@pytest.mark.parametrize("status", REFUSALS)
+@pytest.mark.kling_emulator(latency="never")
+def test_a_service_that_refuses_to_be_asked_about_a_video_does_not_make_it_free(
+    task: Task, kling_emulator: KlingEmulator, status: int
+) -> None:
+    kling_emulator.inject("answer", status=status, call="query", times="always")
+    run = task.attempt()
+    (made,) = kling_emulator.ledger.tasks()
+    assert isinstance(run.error, AirflowFailException)
+    told = run.error.__cause__
+    assert isinstance(told, ServiceError)
+    assert (told.paid, told.task_id) == (Paid.MAYBE, made.task_id)
+    assert "it goes on, and is billed when it is completed" in str(run.error)
+    assert "A clear attaches to it again and buys nothing" in str(run.error)
+    card = run.ti.xcoms["kling_video"]
+    assert (card["state"], card["task_id"]) == ("unresolved", made.task_id)
+
+    kling_emulator.faults.clear()
+    kling_emulator.complete(made.task_id)
+    assert task.attempt().value()["task_id"] == made.task_id
+    assert len(kling_emulator.ledger.creates()) == 1
+
+
+@both_ways
+@pytest.mark.kling_emulator(latency="never")
+def test_without_a_ledger_a_refused_query_says_what_a_clear_would_buy(
+    kling_emulator: KlingEmulator, deferrable: bool
+) -> None:
+    kling_emulator.inject("answer", status=401, call="query", times="always")
+    run = run_task(lambda: KlingGenerateVideoOperator(task_id="make", prompt="x", deferrable=deferrable))
+    (made,) = kling_emulator.ledger.tasks()
+    assert isinstance(run.error, AirflowFailException)
+    assert "a clear buys one" in str(run.error)
+    assert f"KlingDownloadVideoOperator(kling_task_id='{made.task_id}')" in str(run.error)
+
+
+@pytest.mark.kling_emulator(latency="never")
+def test_where_another_video_cannot_be_asked_for_the_one_that_failed_before_is_not_told_as_bought(
+    task: Task, kling_emulator: KlingEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kill_at(monkeypatch, ledger_module.Ledger, "submitted", after=True)
+    task.killed_attempt()
+    kling_emulator.fail(kling_emulator.ledger.tasks()[0].task_id, "UPSTREAM_FAILED")
+    kling_emulator.inject("answer", status=402, call="create")
+    run = task.attempt()
+    assert isinstance(run.error, AirflowFailException)
+    assert type(run.error.__cause__) is NoCreditsError
+    assert run.error.__cause__.paid is Paid.NO
+    card = run.ti.xcoms["kling_video"]
+    assert (card["state"], card["task_id"]) == ("failed", None)
 
 
 def test_a_timeout_keeps_its_deadline_and_a_retry_attaches(task: Task, kling_emulator: KlingEmulator) -> None:

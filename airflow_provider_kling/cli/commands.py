@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.common.compat.sdk import AirflowException
 
 from airflow_provider_kling import config
-from airflow_provider_kling.api.errors import ConnectionSettingsError, KlingError, Paid
+from airflow_provider_kling.api.errors import ConnectionSettingsError, KlingError, TaskFailedError
 from airflow_provider_kling.api.media import MediaLibraryMissingError
 from airflow_provider_kling.api.pricing import CostRange, Estimate, estimate, highest
 from airflow_provider_kling.api.protocol import DEFAULT_BASE_URL
@@ -212,7 +212,7 @@ def _generate(call: _Call) -> int:
             return INTERRUPTED
         except KlingError as error:
             terminal.note(str(error))
-            if error.paid is not Paid.NO:
+            if not isinstance(error, TaskFailedError):
                 terminal.note(f"Fetch it with:\n  {call.how_to_fetch(task.task_id)}")
             return FAILED
         except Exception as error:  # noqa: BLE001 - the video is paid for, whatever it is
@@ -330,6 +330,8 @@ def _completed(call: _Call, hook: KlingHook, kling_task_id: str, max_failures: i
     with call.terminal.waiting(f"Waiting for Kling task {kling_task_id}"):
         over = hook.wait_until_over(waiting, log=call.terminal)
     if over.error is not None:
+        if not isinstance(over.error, TaskFailedError):
+            over.error.tell_that_the_video_goes_on(kling_task_id)
         raise over.error
     assert over.task is not None  # noqa: S101 - every outcome without an error has a task
     return over.task

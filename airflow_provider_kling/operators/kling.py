@@ -500,10 +500,11 @@ class KlingDownloadVideoOperator(BaseOperator):
             try:
                 over = follow(self, hook, waiting, deferrable=self.deferrable)
                 if over.error is not None:
-                    raise of_a_task_made_elsewhere(over.error)
+                    raise over.error
                 assert over.task is not None  # noqa: S101 - every outcome without an error has a task
                 result = delivery.deliver(over.task, None)
             except KlingError as error:
+                of_a_task_made_elsewhere(error, waiting.task_id)
                 if isinstance(error, DownloadError) and error.retryable:
                     error.next_step += " A retry fetches it again and buys nothing."
                 failed = error_card(error, kling_task_id=waiting.task_id)

@@ -403,6 +403,18 @@ def test_a_wait_that_is_too_long_says_how_to_fetch_the_video_later(
     assert f"download {task.task_id} --output-path" in done.err
 
 
+@pytest.mark.kling_emulator(latency="never")
+def test_a_service_that_refuses_to_be_asked_does_not_make_the_video_free(
+    kling_emulator: KlingEmulator, run: Run
+) -> None:
+    kling_emulator.inject("answer", status=401, call="query", times="always")
+    done = run("generate", "--yes", "--prompt", "a kite")
+    (task,) = kling_emulator.ledger.tasks()
+    assert done.status == 1
+    assert "it goes on, and is billed when it is completed" in done.err
+    assert f"download {task.task_id} --output-path" in done.err
+
+
 def test_a_failed_video_is_told_as_such_and_not_to_be_fetched(
     kling_emulator: KlingEmulator, run: Run
 ) -> None:
