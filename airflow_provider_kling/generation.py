@@ -239,6 +239,7 @@ class Generation:
                 kling_task_id=self._operator.kling_task_id,
                 submitted_at=self._submitted_at,
                 waits=self._operator.wait_for_completion,
+                is_submitting=self._hook.is_submitting,
             ),
             log=self._log,
         )

@@ -145,6 +145,7 @@ def keep_from_buying_again(
     is_remembered: bool,
     log: Any,
     unnamed: int = 0,
+    is_submitting: bool = False,
     ledger_at: str | None = None,
 ) -> None:
     """
@@ -155,12 +156,21 @@ def keep_from_buying_again(
     :param is_remembered: whether the next attempt will know of them.
     :param log: where to tell about it.
     :param unnamed: how many more it has asked for whose ids this process does not know.
+    :param is_submitting: whether one more request was on its way, so that nobody can tell whether it bought a video.
     :param ledger_at: the ledger that does not know the one there is; None where there is no ledger.
     :raises AirflowFailException: in the place of the error, where there may be no retry.
     """
-    if not kling_task_ids and not unnamed:
+    nothing_is_known = not kling_task_ids and not unnamed
+    if nothing_is_known and not is_submitting:
         return
-    if len(kling_task_ids) == 1 and not unnamed:
+    if nothing_is_known:
+        what = "A request was being sent: a video may have been created and may be billed"
+        retry = "A retry does what on_unknown_submission says."
+        why_not = (
+            "This submission is not remembered, so a retry could buy a second video and is not made. Look at the "
+            "account's records at https://apimodels.app before you clear this task."
+        )
+    elif len(kling_task_ids) == 1 and not unnamed:
         what = f"Kling task {kling_task_ids[0]} goes on, and will be billed when it is completed"
         retry = "A retry attaches to it again and buys nothing."
         why_not = not_remembered(kling_task_ids[0], ledger_at)
@@ -178,6 +188,8 @@ def keep_from_buying_again(
             "These submissions are not remembered, so a retry would buy them again and is not made. Store them with "
             "KlingDownloadVideoOperator, mapped over these task ids."
         )
+    if is_submitting and not nothing_is_known:
+        what += ". One more request was being sent, whose video may be billed too"
     if is_remembered:
         log.error("%s. %s", what, retry)
         return

@@ -17,7 +17,11 @@ from threading import Thread
 from typing import Any
 
 import pytest
-from airflow.providers.common.compat.sdk import AirflowFailException, ObjectStoragePath
+from airflow.providers.common.compat.sdk import (
+    AirflowFailException,
+    AirflowTaskTimeout,
+    ObjectStoragePath,
+)
 
 from airflow_provider_kling import ledger as ledger_module
 from airflow_provider_kling import submission
@@ -35,9 +39,11 @@ from airflow_provider_kling.api.errors import (
     TaskTimeoutError,
     UnknownSubmissionError,
 )
+from airflow_provider_kling.api.protocol import ApiAnswer, ApiCall
 from airflow_provider_kling.emulator import KlingEmulator
 from airflow_provider_kling.hooks import sync_client
 from airflow_provider_kling.ledger import FileLedgerStore, LedgerError, Record
+from airflow_provider_kling.operators.batch import KlingGenerateVideoBatchOperator
 from airflow_provider_kling.operators.kling import KlingGenerateVideoOperator
 from tests.s3 import S3Server, s3_endpoint, s3_server
 from tests.task_runs import TaskInstance, TaskRun, TaskStateStore, run_task
@@ -777,6 +783,79 @@ def test_without_a_ledger_one_warning_says_what_can_happen_and_what_helps(
     warnings = [line for line in task_log() if "not remembered" in line]
     assert len(warnings) == 1
     assert "ledger_path" in warnings[0]
+
+
+def end_while_posting(monkeypatch: pytest.MonkeyPatch, *, number: int = 1) -> None:
+    """Let a POST reach the service, the first unless told otherwise, and Airflow end the attempt before its answer."""
+    original = sync_client.KlingClient.send
+    posts = itertools.count(1)
+
+    def send(self: sync_client.KlingClient, call: ApiCall, **how: Any) -> ApiAnswer:
+        answer = original(self, call, **how)
+        if call.method == "POST" and next(posts) == number:
+            monkeypatch.setattr(sync_client.KlingClient, "send", original)
+            raise AirflowTaskTimeout("Timeout")
+        return answer
+
+    monkeypatch.setattr(sync_client.KlingClient, "send", send)
+
+
+@both_ways
+@pytest.mark.parametrize("is_list", [False, True], ids=["a video", "a list"])
+def test_without_a_ledger_an_attempt_that_airflow_ends_in_the_middle_of_its_post_is_not_retried(
+    kling_emulator: KlingEmulator, monkeypatch: pytest.MonkeyPatch, deferrable: bool, is_list: bool
+) -> None:
+    def make() -> Any:
+        how: dict[str, Any] = {"task_id": "make", "poll_interval": 0.05, "deferrable": deferrable}
+        if is_list:
+            return KlingGenerateVideoBatchOperator(requests=["x"], **how)
+        return KlingGenerateVideoOperator(prompt="x", **how)
+
+    end_while_posting(monkeypatch)
+    run = run_task(make)
+    assert len(kling_emulator.ledger.creates()) == 1
+    assert isinstance(run.error, AirflowFailException), "a retry could buy a second video"
+    assert "AirflowTaskTimeout: Timeout" in str(run.error)
+    assert "may have been created and may be billed" in str(run.error)
+    assert "https://apimodels.app" in str(run.error)
+    if not is_list:
+        assert run.ti.xcoms["kling_video"]["state"] == "unresolved"
+
+
+def test_a_list_that_airflow_ends_in_the_middle_of_a_post_names_what_it_bought_before(
+    kling_emulator: KlingEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    end_while_posting(monkeypatch, number=2)
+    run = run_task(lambda: KlingGenerateVideoBatchOperator(task_id="make", requests=["x", "y"]))
+    first, _ = kling_emulator.ledger.tasks()
+    assert isinstance(run.error, AirflowFailException)
+    assert first.task_id in str(run.error)
+    assert "One more request was being sent, whose video may be billed too" in str(run.error)
+
+
+def test_with_a_ledger_an_attempt_that_airflow_ends_in_the_middle_of_its_post_leaves_an_unknown_submission(
+    task: Task, kling_emulator: KlingEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    end_while_posting(monkeypatch)
+    with pytest.raises(AirflowTaskTimeout):
+        task.attempt()
+    assert task.record()["state"] == "intent"
+    error = task.attempt().error
+    assert isinstance(error, AirflowFailException)
+    assert type(error.__cause__) is UnknownSubmissionError
+    assert len(kling_emulator.ledger.creates()) == 1
+
+
+def test_without_a_ledger_an_attempt_that_airflow_ends_after_a_refused_post_may_be_retried(
+    kling_emulator: KlingEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_long(_: float) -> None:
+        raise AirflowTaskTimeout("Timeout")
+
+    kling_emulator.inject("answer", status=429, call="create")
+    monkeypatch.setattr("airflow_provider_kling.hooks.kling.time.sleep", too_long)
+    with pytest.raises(AirflowTaskTimeout):
+        run_task(lambda: KlingGenerateVideoOperator(task_id="make", prompt="x"))
 
 
 def test_the_ledger_may_be_set_for_all(

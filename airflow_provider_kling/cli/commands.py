@@ -294,16 +294,10 @@ def _estimated(call: _Call, hook: KlingHook, request: VideoRequest) -> tuple[Ask
 
 def _submitted(call: _Call, hook: KlingHook, order: Order) -> VideoTask:
     ready = order.ready()
-    is_sent = False
-
-    def before_post() -> None:
-        nonlocal is_sent
-        is_sent = True
-
     try:
-        task = hook.submit(ready, before_post=before_post)
+        task = hook.submit(ready)
     except KeyboardInterrupt:
-        if is_sent:
+        if hook.is_submitting:
             call.terminal.note(
                 "Interrupted while the request was being sent: a video may have been created and may be billed. Look "
                 "at the account's records at https://apimodels.app."

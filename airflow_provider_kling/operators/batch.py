@@ -303,7 +303,12 @@ class KlingGenerateVideoBatchOperator(BaseOperator):
                     bought = list(told.over)
                     unnamed = max(0, told.state.known - len(bought))
                 keep_from_buying_again(
-                    error, bought, unnamed=unnamed, is_remembered=ledger.is_kept, log=self.log
+                    error,
+                    bought,
+                    unnamed=unnamed,
+                    is_submitting=hook.is_submitting,
+                    is_remembered=ledger.is_kept,
+                    log=self.log,
                 )
                 raise
             finally:

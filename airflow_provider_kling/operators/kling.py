@@ -328,6 +328,7 @@ class KlingGenerateVideoOperator(BaseOperator):
                 keep_from_buying_again(
                     error,
                     [] if bought is None else [bought],
+                    is_submitting=hook.is_submitting,
                     is_remembered=is_remembered,
                     ledger_at=ledger.place if ledger.is_kept else None,
                     log=self.log,
