@@ -114,23 +114,29 @@ class Generation:
         while True:
             try:
                 obtained = self._submission.obtain(deadline=limits.deadline)
-                self._remember(obtained)
-                if self._operator.wait_for_completion:
-                    over = self._wait(obtained, limits)
-                else:
-                    task = self._known(obtained)
-                    if task.state is not TaskState.FAILED:
-                        self._log.info("Not waiting for it: wait_for_completion is off.")
-                        self._submission.keep(obtained)
-                        return self._leave(task)
-                    over = Over(Outcome.FAILED, task, task.failure())
-                task_or_none = self._settlement.finish(obtained, over)
-                if task_or_none is not None:
-                    return self._deliver(obtained, task_or_none)
-                self._forget()
-                limits = replace(limits, deadline=time.time() + self._operator.timeout)
-            except (RateLimitedError, TooManyTasksError) as error:
+            except RateLimitedError as error:
+                # Of this call alone. Where a query gets that answer, there is a video that it is about.
                 self._pause(error, limits)
+                continue
+            self._remember(obtained)
+            if self._operator.wait_for_completion:
+                over = self._wait(obtained, limits)
+            else:
+                task = self._known(obtained)
+                if task.state is not TaskState.FAILED:
+                    self._log.info("Not waiting for it: wait_for_completion is off.")
+                    self._submission.keep(obtained)
+                    return self._leave(task)
+                over = Over(Outcome.FAILED, task, task.failure())
+            try:
+                task_or_none = self._settlement.finish(obtained, over)
+            except TooManyTasksError as error:
+                self._pause(error, limits)
+                continue
+            if task_or_none is not None:
+                return self._deliver(obtained, task_or_none)
+            self._forget()
+            limits = replace(limits, deadline=time.time() + self._operator.timeout)
 
     def rehearse(self) -> dict[str, Any]:
         """

@@ -762,6 +762,27 @@ def test_a_task_that_failed_because_the_service_was_busy_is_asked_for_again(
     assert len(kling_emulator.ledger.creates()) == 3
 
 
+@pytest.mark.kling_emulator(latency="never")
+def test_a_busy_service_that_cannot_be_asked_about_a_paid_video_does_not_make_it_free(
+    task: Task, kling_emulator: KlingEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("airflow_provider_kling.generation.BUSY_PAUSE", 0.1)
+    monkeypatch.setattr("airflow_provider_kling.hooks.sync_client.GET_TRIES", 1)
+    first = task.attempt(wait_for_completion=False).value()
+    kling_emulator.inject("answer", status=429, call="query", times="always")
+    run = task.attempt(wait_for_completion=False)
+    assert type(run.error) is RateLimitedError
+    assert (run.error.paid, run.error.task_id) == (Paid.MAYBE, first["task_id"])
+    assert "A retry attaches to it again and buys nothing" in str(run.error)
+    assert "othing was billed" not in str(run.error)
+    card = run.ti.xcoms["kling_video"]
+    assert (card["state"], card["task_id"]) == ("unresolved", first["task_id"])
+
+    kling_emulator.faults.clear()
+    assert task.attempt(wait_for_completion=False).value()["task_id"] == first["task_id"]
+    assert len(kling_emulator.ledger.creates()) == 1
+
+
 def test_a_service_that_stays_busy_ends_the_attempt_at_its_deadline(
     task: Task, kling_emulator: KlingEmulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
