@@ -334,8 +334,10 @@ class Generation:
         """
         Wait until a busy service may be asked again, without holding a worker where the task is deferrable.
 
-        :raises KlingError: the error itself, where that would be after the deadline.
+        :raises KlingError: the error itself, where that would be after the deadline or cannot help.
         """
+        if not error.retryable:
+            raise error  # the service says that asking again cannot help, however busy that sounds
         now = time.time()
         until = now + busy_pause(error)
         if until >= min(limits.deadline, limits.attempt_ends_at):

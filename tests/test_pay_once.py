@@ -37,6 +37,7 @@ from airflow_provider_kling.api.errors import (
     ServiceError,
     TaskFailedError,
     TaskTimeoutError,
+    TooManyTasksError,
     UnknownSubmissionError,
 )
 from airflow_provider_kling.api.protocol import ApiAnswer, ApiCall
@@ -760,6 +761,22 @@ def test_a_task_that_failed_because_the_service_was_busy_is_asked_for_again(
     task.attempt().value()
     assert len(kling_emulator.ledger.paid()) == 1
     assert len(kling_emulator.ledger.creates()) == 3
+
+
+@pytest.mark.parametrize("is_resumed", [False, True], ids=["begins", "resumes"])
+def test_a_task_that_the_service_will_not_make_is_not_asked_for_again_because_it_speaks_of_concurrency(
+    kind: str, tmp_path: Path, kling_emulator: KlingEmulator, monkeypatch: pytest.MonkeyPatch, is_resumed: bool
+) -> None:
+    monkeypatch.setattr("airflow_provider_kling.generation.BUSY_PAUSE", 0.1)
+    kling_emulator.inject(
+        "fail", message="these two cannot be used concurrently", retryable=False, at_once=not is_resumed
+    )
+    run = Task(kind, tmp_path / "ledger", deferrable=is_resumed).attempt()
+    assert isinstance(run.error, AirflowFailException)
+    assert type(run.error.__cause__) is TooManyTasksError
+    assert "The service says that asking again cannot help" in str(run.error)
+    assert "a retry asks again" not in str(run.error)
+    assert len(kling_emulator.ledger.creates()) == 1
 
 
 @pytest.mark.kling_emulator(latency="never")
