@@ -765,7 +765,11 @@ def test_a_task_that_failed_because_the_service_was_busy_is_asked_for_again(
 
 @pytest.mark.parametrize("is_resumed", [False, True], ids=["begins", "resumes"])
 def test_a_task_that_the_service_will_not_make_is_not_asked_for_again_because_it_speaks_of_concurrency(
-    kind: str, tmp_path: Path, kling_emulator: KlingEmulator, monkeypatch: pytest.MonkeyPatch, is_resumed: bool
+    kind: str,
+    tmp_path: Path,
+    kling_emulator: KlingEmulator,
+    monkeypatch: pytest.MonkeyPatch,
+    is_resumed: bool,
 ) -> None:
     monkeypatch.setattr("airflow_provider_kling.generation.BUSY_PAUSE", 0.1)
     kling_emulator.inject(

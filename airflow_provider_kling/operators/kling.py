@@ -31,6 +31,7 @@ from airflow_provider_kling.arguments import (
     is_made_from_mapped,
     one_of,
     output_at,
+    read_output_path,
     seconds_above_zero,
     task_id_in,
     text_of,
@@ -65,6 +66,7 @@ if TYPE_CHECKING:
     from airflow.providers.openlineage.extractors import OperatorLineage
 
     from airflow_provider_kling.ledger import Ledger
+    from airflow_provider_kling.output_path import OutputPath
     from airflow_provider_kling.result import Asked
     from airflow_provider_kling.storage import StoredFile
 
@@ -298,7 +300,7 @@ class KlingGenerateVideoOperator(BaseOperator):
         ledger = self._open_ledger(context)
         with closing(KlingHook(self.kling_conn_id)) as hook, raising_to_airflow():
             try:
-                output = output_at(self.output_path, self.output_conn_id) if self._stores else None
+                output = self._output(is_paid=told is not None)
                 delivery = Delivery(hook, context, output=output, outlets=self.outlets, log=self.log)
                 order = None
                 if make_request is not None:
@@ -335,6 +337,21 @@ class KlingGenerateVideoOperator(BaseOperator):
                 )
                 raise
             self._lineage = (generation.asked, delivery.files)
+
+    def _output(self, *, is_paid: bool) -> OutputPath | ValueError | None:
+        """
+        Return where the files go, as the templates render now.
+
+        :param is_paid: whether the video was asked for before. Then what is wrong with the place is returned.
+        """
+        if not self._stores:
+            return None
+        if not is_paid:
+            return output_at(self.output_path, self.output_conn_id)
+        try:
+            return read_output_path(self.output_path, self.output_conn_id)
+        except ValueError as error:
+            return error
 
     def _open_ledger(self, context: Context) -> Ledger:
         return open_ledger(context, self.ledger_path or config.ledger_path())

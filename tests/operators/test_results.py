@@ -18,7 +18,7 @@ from airflow.providers.common.compat.sdk import (
     task,
 )
 
-from airflow_provider_kling.api.errors import ResultExpiredError, TaskFailedError, TaskTimeoutError
+from airflow_provider_kling.api.errors import Paid, ResultExpiredError, TaskFailedError, TaskTimeoutError
 from airflow_provider_kling.emulator import KlingEmulator
 from airflow_provider_kling.operators.kling import KlingDownloadVideoOperator, KlingGenerateVideoOperator
 from airflow_provider_kling.storage import StorageError
@@ -515,6 +515,58 @@ def test_a_template_that_leads_nowhere_is_told_before_anything_is_sent(kling_emu
     assert isinstance(error, AirflowFailException)
     assert "output_path" in str(error)
     assert kling_emulator.ledger.creates() == []
+
+
+@pytest.mark.parametrize("rendered", [None, "", "None", "../film.mp4"], ids=repr)
+@pytest.mark.parametrize("is_kept", [True, False], ids=["with a ledger", "without one"])
+@pytest.mark.kling_emulator(latency=0.3)
+def test_a_place_that_is_gone_when_the_task_resumes_does_not_cost_the_paid_video(
+    kling_emulator: KlingEmulator, tmp_path: Path, rendered: str | None, is_kept: bool
+) -> None:
+    place: dict[str, str | None] = {"now": str(tmp_path / "films")}
+    ledger = {"ledger_path": str(tmp_path / "ledger")} if is_kept else {}
+
+    def make() -> KlingGenerateVideoOperator:
+        made = operator(output_path="{{ ti.xcom_pull('where') }}", deferrable=True, **ledger)
+        made.output_path = place["now"]
+        return made
+
+    run = run_task(make, between=lambda: place.update(now=rendered))
+    (paid,) = kling_emulator.ledger.paid()
+    told = run.error if is_kept else run.error.__cause__  # type: ignore[union-attr]
+    assert type(told) is StorageError
+    assert (told.paid, told.task_id) == (Paid.YES, paid.task_id)
+    assert "output_path" in str(run.error)
+    assert paid.task_id in str(run.error)
+    assert "sent nothing" not in str(run.error)
+    card = run.ti.xcoms["kling_video"]
+    assert (card["state"], card["reason"]) == ("undelivered", "storage")
+    if not is_kept:
+        assert isinstance(run.error, AirflowFailException), "a retry would buy a second video"
+        return
+    assert "A retry fetches it again and buys nothing" in str(run.error)
+
+    place["now"] = str(tmp_path / "films")
+    assert Path(run_task(make).value()["path"]).exists()
+    assert len(kling_emulator.ledger.creates()) == 1
+
+
+@pytest.mark.kling_emulator(latency="never")
+def test_a_place_that_is_gone_when_the_task_resumes_does_not_make_a_failed_video_cost_anything(
+    kling_emulator: KlingEmulator, tmp_path: Path
+) -> None:
+    place: dict[str, str | None] = {"now": str(tmp_path)}
+
+    def make() -> KlingGenerateVideoOperator:
+        made = operator(output_path="{{ ti.xcom_pull('where') }}", deferrable=True)
+        made.output_path = place["now"]
+        return made
+
+    def fail() -> None:
+        place["now"] = None
+        kling_emulator.fail(kling_emulator.ledger.tasks()[0].task_id, "UPSTREAM_FAILED")
+
+    assert type(run_task(make, between=fail).error) is TaskFailedError
 
 
 @both_ways
