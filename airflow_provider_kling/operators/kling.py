@@ -224,6 +224,10 @@ class KlingGenerateVideoOperator(BaseOperator):
         :raises AirflowFailException: where another attempt cannot help.
         :raises KlingError: where it can.
         """
+        try:
+            self._check_wait()  # nobody has seen the arguments of a mapped task before
+        except ValueError as error:
+            raise AirflowFailException(f"{error} This attempt has sent nothing.") from error
         with self._generation(context, self._request) as generation:
             generation.announce()
             if self.is_dry_run:
@@ -387,26 +391,29 @@ class KlingGenerateVideoOperator(BaseOperator):
             raise InvalidRequestError(faults)
         self._check_output()
 
-    def _check_output(self) -> None:
+    def _check_wait(self) -> None:
+        """See that nothing hangs on a video that the task does not wait for. Raises ``ValueError`` where it does."""
         if self.outlets and not self.wait_for_completion and not self.callback:
             raise ValueError(
                 "outlets need wait_for_completion: this task ends before there is a video, and would tell of one. Give "
                 "the outlets to the task that waits, or set callback=True."
             )
+        if self.output_path is not None and not self.wait_for_completion:
+            raise ValueError(
+                "output_path needs wait_for_completion: this task ends before there is a video. Store it with "
+                "KlingDownloadVideoOperator."
+            )
+
+    def _check_output(self) -> None:
+        self._check_wait()
         if not self.wait_for_completion and (untellable := not_told_later(self.outlets)):
             raise ValueError(
                 f"No callback can tell {', '.join(map(repr, untellable))}: with wait_for_completion=False and "
                 "callback=True, outlets are assets named outright. Give an asset alias or a reference to the task that "
                 "waits for the video."
             )
-        if self.output_path is not None:
-            if not self.wait_for_completion:
-                raise ValueError(
-                    "output_path needs wait_for_completion: this task ends before there is a video. Store it with "
-                    "KlingDownloadVideoOperator."
-                )
-            if not comes_later(self.output_path):
-                check_output_path(self.output_path)
+        if self.output_path is not None and not comes_later(self.output_path):
+            check_output_path(self.output_path)
 
 
 class KlingDownloadVideoOperator(BaseOperator):

@@ -19,6 +19,7 @@ from airflow.providers.common.compat.sdk import (
 )
 
 from airflow_provider_kling.api.errors import Paid, ResultExpiredError, TaskFailedError, TaskTimeoutError
+from airflow_provider_kling.decorators.kling import KlingVideoDecoratedOperator
 from airflow_provider_kling.emulator import KlingEmulator
 from airflow_provider_kling.operators.kling import KlingDownloadVideoOperator, KlingGenerateVideoOperator
 from airflow_provider_kling.storage import StorageError
@@ -362,6 +363,45 @@ def test_mapped_values_that_cannot_be_end_the_task_without_retries(kling_emulato
     run = run_task(lambda: operator(duration=99, _airflow_from_mapped=True))
     assert isinstance(run.error, AirflowFailException)
     assert "duration: '99'" in str(run.error)
+    assert kling_emulator.ledger.creates() == []
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"output_path": "/films"}, "output_path needs wait_for_completion"),
+        ({"outlets": [Asset("s3://bucket/trailers")]}, "outlets need wait_for_completion"),
+    ],
+    ids=["a place", "an outlet"],
+)
+@pytest.mark.parametrize("is_decorated", [False, True], ids=["operator", "decorator"])
+def test_a_mapped_task_that_does_not_wait_can_neither_store_its_video_nor_tell_of_it(
+    kling_emulator: KlingEmulator, given: dict[str, Any], told: str, is_decorated: bool
+) -> None:
+    def make() -> KlingGenerateVideoOperator:
+        how: dict[str, Any] = {"task_id": "make", "wait_for_completion": False, "_airflow_from_mapped": True}
+        if is_decorated:
+            return KlingVideoDecoratedOperator(python_callable=lambda: "a kite", **how, **given)
+        return KlingGenerateVideoOperator(prompt="a kite", **how, **given)
+
+    run = run_task(make)
+    assert isinstance(run.error, AirflowFailException)
+    assert told in str(run.error)
+    assert kling_emulator.ledger.creates() == []
+
+
+def test_a_mapped_task_that_does_not_wait_makes_no_event_of_a_video_that_is_not_there(
+    kling_emulator: KlingEmulator, run_dag: Callable[..., Any], tmp_path: Path
+) -> None:
+    with DAG("mapped_without_waiting", schedule=None) as dag:
+        KlingGenerateVideoOperator.partial(
+            task_id="operator", wait_for_completion=False, outlets=[Asset("mapped_without_waiting")]
+        ).expand(prompt=["a cat", "a dog"])
+        KlingGenerateVideoOperator.partial(task_id="place", prompt="x", wait_for_completion=False).expand(
+            output_path=[str(tmp_path)]
+        )
+    run = run_dag(dag)
+    assert {ti.state for ti in run.get_task_instances()} == {"failed"}
     assert kling_emulator.ledger.creates() == []
 
 
