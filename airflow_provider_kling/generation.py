@@ -242,7 +242,7 @@ class Generation:
             lambda: error_card(
                 error,
                 self.asked,
-                kling_task_id=self._operator.kling_task_id,
+                kling_task_id=self.kling_task_id,
                 submitted_at=self._submitted_at,
                 waits=self._operator.wait_for_completion,
                 is_submitting=self._hook.is_submitting,

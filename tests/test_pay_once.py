@@ -864,6 +864,21 @@ def test_without_a_ledger_an_attempt_that_airflow_ends_in_the_middle_of_its_post
         assert run.ti.xcoms["kling_video"]["state"] == "unresolved"
 
 
+def test_without_a_ledger_an_attempt_that_airflow_ends_right_after_its_answer_names_the_video(
+    kling_emulator: KlingEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_long(*_: Any) -> None:
+        raise AirflowTaskTimeout("Timeout")
+
+    monkeypatch.setattr("airflow_provider_kling.metrics.submitted", too_long)
+    run = run_task(lambda: KlingGenerateVideoOperator(task_id="make", prompt="x"))
+    (made,) = kling_emulator.ledger.tasks()
+    assert isinstance(run.error, AirflowFailException), "a retry would buy a second video"
+    assert made.task_id in str(run.error)
+    card = run.ti.xcoms["kling_video"]
+    assert (card["state"], card["task_id"]) == ("unresolved", made.task_id)
+
+
 def test_a_list_that_airflow_ends_in_the_middle_of_a_post_names_what_it_bought_before(
     kling_emulator: KlingEmulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
