@@ -75,14 +75,23 @@ def task_id_in(value: Any) -> str:
     return value.strip()
 
 
-def output_at(template: Any, conn_id: str | None) -> OutputPath:
+def read_output_path(template: Any, conn_id: str | None) -> OutputPath:
     """
     Read where files go, when templates are rendered.
+
+    :raises ValueError: where they cannot go there.
+    """
+    return OutputPath(text_of(template) or "", conn_id)
+
+
+def output_at(template: Any, conn_id: str | None) -> OutputPath:
+    """
+    Read where files go, before anything is sent.
 
     :raises AirflowFailException: where they cannot go there.
     """
     try:
-        return OutputPath(text_of(template) or "", conn_id)
+        return read_output_path(template, conn_id)
     except ValueError as error:
         raise AirflowFailException(f"{error} This attempt has sent nothing.") from error
 

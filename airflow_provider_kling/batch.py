@@ -886,17 +886,17 @@ class Batch:
             self._submission(entry),
             delivery,
             on_expired_result=self._operator.on_expired_result,
-            is_remembered=self._ledger.is_kept,
             log=self._log,
         )
+        obtained = self._obtained(entry)
         try:
-            task = settlement.finish(self._obtained(entry), over)
+            task = settlement.finish(obtained, over)
         except KlingError as error:
             return error
         try:
             return None if task is None else (task, delivery.store(task))
         except KlingError as error:
-            settlement.say_what_a_retry_does(error)
+            settlement.say_what_a_retry_does(error, obtained)
             return error
 
     def _complete(

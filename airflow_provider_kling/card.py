@@ -14,7 +14,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_kling import metrics
-from airflow_provider_kling.api.errors import KlingError
+from airflow_provider_kling.api.errors import KlingError, Paid, TaskFailedError
 from airflow_provider_kling.batch_result import WITHOUT_VIDEO, Ended
 from airflow_provider_kling.exceptions import going_on
 from airflow_provider_kling.result import error_text, link_to_keep, without_secrets
@@ -147,6 +147,7 @@ def error_card(
     kling_task_id: str | None = None,
     submitted_at: float | None = None,
     waits: bool = True,
+    is_submitting: bool = False,
 ) -> dict[str, Any]:
     """
     Return the card of a video that is not there.
@@ -156,6 +157,7 @@ def error_card(
     :param kling_task_id: the service's task id, where there is one that the error does not name.
     :param submitted_at: when the service took it, epoch seconds.
     :param waits: whether the task waits for it.
+    :param is_submitting: whether its request was on its way when this happened.
     """
     told = asked_card(
         asked,
@@ -164,7 +166,7 @@ def error_card(
         submitted_at=submitted_at,
         waits=waits,
     )
-    return told | why(error, is_bought=told["task_id"] is not None)
+    return told | why(error, is_bought=told["task_id"] is not None or is_submitting)
 
 
 def list_card(
@@ -208,14 +210,18 @@ def why(error: BaseException, *, is_bought: bool) -> dict[str, Any]:
     The text of what is no error of this package is left out: nobody knows what is in it. Addresses in the text of one
     that is stand there without what may give access.
 
-    :param is_bought: whether the service has the task that it is about.
+    :param is_bought: whether the service has the task that it is about, or may have it.
     """
     if not isinstance(error, KlingError):
         state = CardState.UNRESOLVED if is_bought else CardState.FAILED
         text = f"{type(error).__name__}. The task's log tells more."
         return {"state": state.value, "reason": "other", "error": text}
+    paid = error.paid
+    if paid is Paid.NO and is_bought and not isinstance(error, TaskFailedError):
+        # One that the service has is billed when it is completed, whatever keeps us from it.
+        paid = Paid.MAYBE
     return {
-        "state": WITHOUT_VIDEO[error.paid].value,
+        "state": WITHOUT_VIDEO[paid].value,
         "reason": metrics.reason_of(error),
         "error": error_text(error, most_characters=MOST_ERROR_CHARACTERS),
     }

@@ -16,14 +16,15 @@ if TYPE_CHECKING:
     from airflow_provider_kling.waiting import Waiting
 
 
-def of_a_task_made_elsewhere(error: KlingError) -> KlingError:
+def of_a_task_made_elsewhere(error: KlingError, kling_task_id: str) -> None:
     """Let an error that ends the wait for what another task asked for say so: whether to ask again is for that one."""
-    if isinstance(error, TaskFailedError):
+    if not isinstance(error, TaskFailedError):
+        error.tell_that_the_video_goes_on(kling_task_id)
+    else:
         error.retryable = False
         error.next_step = (
             "A failed task is not billed. This task asks for no video: run the task that submitted it again."
         )
-    return error
 
 
 def follow(
@@ -34,6 +35,7 @@ def follow(
     deferrable: bool,
     known: VideoTask | None = None,
     is_called_back: bool = False,
+    unrecorded: str | None = None,
 ) -> Over:
     """
     Ask once, and if it is not over yet, wait on this worker or hand the wait to the triggerer.
@@ -43,6 +45,8 @@ def follow(
     :param deferrable: whether the triggerer may wait on.
     :param known: the task, where an answer about it has just come.
     :param is_called_back: whether the service will tell its end. A task that it has just taken is not asked for then.
+    :param unrecorded: the submission whose id the ledger has not taken; see
+        :class:`~airflow_provider_kling.waiting.WaitEvent`.
     :raises TaskDeferred: where the triggerer waits on.
     """
     decision: AskAgain | Over
@@ -60,7 +64,7 @@ def follow(
 
         operator.log.info("Deferring: the triggerer waits for Kling task %s.", waiting.task_id)
         operator.defer(
-            trigger=KlingVideoTrigger.of(waiting, kling_conn_id=hook.kling_conn_id),
+            trigger=KlingVideoTrigger.of(waiting, kling_conn_id=hook.kling_conn_id, unrecorded=unrecorded),
             method_name="execute_complete",
             timeout=waiting.net(time.time()),
         )

@@ -10,7 +10,7 @@ from airflow_provider_kling import metrics
 from airflow_provider_kling.api.errors import NoResultError, ResultExpiredError, TaskNotFoundError
 from airflow_provider_kling.assets import tell_outlets
 from airflow_provider_kling.costs import recorded_cost
-from airflow_provider_kling.exceptions import going_on
+from airflow_provider_kling.exceptions import STAYS_PAID, StorageError, going_on
 from airflow_provider_kling.links.kling import KlingVideoLink
 from airflow_provider_kling.manifest import manifest_document
 from airflow_provider_kling.output_path import Coordinates, OutputPath
@@ -31,7 +31,9 @@ class Delivery:
 
     :param hook: the service.
     :param context: Airflow's context of the task.
-    :param output: where the files go; None to leave them with the service, which deletes them after 7 days.
+    :param output: where the files go; None to leave them with the service, which deletes them after 7 days. Or what is
+        wrong with that place, where it is found so late that a video may be paid for: it is told when a file is to go
+        there, since how the video ended matters more.
     :param outlets: the assets that the task updates.
     :param log: where to tell about it.
     """
@@ -41,7 +43,7 @@ class Delivery:
         hook: KlingHook,
         context: Context,
         *,
-        output: OutputPath | None,
+        output: OutputPath | ValueError | None,
         outlets: Sequence[Any] = (),
         log: Any,
     ) -> None:
@@ -50,7 +52,8 @@ class Delivery:
         self._outlets = outlets
         self._log = log
         self._coordinates = Coordinates.of(context)
-        self._storage = self._open(output) if output else None
+        self._fault = output if isinstance(output, ValueError) else None
+        self._storage = self._open(output) if isinstance(output, OutputPath) else None
         self.files: list[StoredFile] = []
 
     def _open(self, output: OutputPath) -> ResultStorage:
@@ -128,6 +131,14 @@ class Delivery:
 
         :raises DownloadError: where it cannot be stored: it is paid for, and a retry fetches it again at no cost.
         """
+        if self._fault is not None:
+            raise StorageError(
+                f"There is no place for the video: {self._fault}",
+                task_id=task.task_id,
+                next_step=(
+                    f"There was one when it was asked for: does output_path hang on what is gone by now? {STAYS_PAID}"
+                ),
+            )
         if self._storage is None:
             return []
         if task.result_urls:

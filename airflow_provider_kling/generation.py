@@ -100,7 +100,6 @@ class Generation:
             self._submission,
             delivery,
             on_expired_result=operator.on_expired_result,
-            is_remembered=ledger.is_kept,
             log=operator.log,
         )
 
@@ -117,21 +116,29 @@ class Generation:
         while True:
             try:
                 obtained = self._submission.obtain(deadline=limits.deadline)
-                self._remember(obtained)
-                if self._operator.wait_for_completion:
-                    over = self._wait(obtained, limits)
-                else:
-                    task = self._known(obtained)
-                    if task.state is not TaskState.FAILED:
-                        self._log.info("Not waiting for it: wait_for_completion is off.")
-                        return self._leave(task)
-                    over = Over(Outcome.FAILED, task, task.failure())
-                task_or_none = self._settlement.finish(obtained, over)
-                if task_or_none is not None:
-                    return self._deliver(obtained, task_or_none)
-                limits = replace(limits, deadline=time.time() + self._operator.timeout)
-            except (RateLimitedError, TooManyTasksError) as error:
+            except RateLimitedError as error:
+                # Of this call alone. Where a query gets that answer, there is a video that it is about.
                 self._pause(error, limits)
+                continue
+            self._remember(obtained)
+            if self._operator.wait_for_completion:
+                over = self._wait(obtained, limits)
+            else:
+                task = self._known(obtained)
+                if task.state is not TaskState.FAILED:
+                    self._log.info("Not waiting for it: wait_for_completion is off.")
+                    self._submission.keep(obtained)
+                    return self._leave(task)
+                over = Over(Outcome.FAILED, task, task.failure())
+            try:
+                task_or_none = self._settlement.finish(obtained, over)
+            except TooManyTasksError as error:
+                self._pause(error, limits)
+                continue
+            if task_or_none is not None:
+                return self._deliver(obtained, task_or_none)
+            self._forget()
+            limits = replace(limits, deadline=time.time() + self._operator.timeout)
 
     def rehearse(self) -> dict[str, Any]:
         """
@@ -162,7 +169,7 @@ class Generation:
         interval = self._operator.poll_interval if is_over else self._poll_interval
         waiting = Waiting.resumed(event, poll_interval=interval, max_failures=self._max_failures)
         try:
-            task = self._settlement.finish(obtained, self._follow(waiting))
+            task = self._settlement.finish(obtained, self._follow(waiting, obtained))
         except TooManyTasksError as error:
             self._pause(error, limits)
             return limits
@@ -190,6 +197,17 @@ class Generation:
                 self._operator.outlets = []
         return result
 
+    @property
+    def kling_task_id(self) -> str | None:
+        """The service's id of the video that this attempt follows, from the moment on in which the service took it."""
+        obtained = self._submission.obtained
+        return self._operator.kling_task_id if obtained is None else obtained.kling_task_id
+
+    def is_remembered(self) -> bool:
+        """Tell whether the next attempt will know of that video."""
+        obtained = self._submission.obtained
+        return self._ledger.is_kept if obtained is None else self._submission.is_remembered(obtained)
+
     def announce(self) -> None:
         """Tell what is asked for, what it will cost, and what is odd about it."""
         assert self._order is not None  # noqa: S101 - who only goes on announces nothing
@@ -214,6 +232,11 @@ class Generation:
         with going_on(self._log, "The link to the video could not be shown"):
             self._push_link(obtained.kling_task_id, obtained.task)
 
+    def _forget(self) -> None:
+        """Begin anew: of what goes on now, nothing is bought yet."""
+        self._operator.kling_task_id = None
+        self._submitted_at = None
+
     def show_failure(self, error: BaseException) -> None:
         """Leave a card that says why this attempt ends without a video."""
         leave_card(
@@ -221,9 +244,10 @@ class Generation:
             lambda: error_card(
                 error,
                 self.asked,
-                kling_task_id=self._operator.kling_task_id,
+                kling_task_id=self.kling_task_id,
                 submitted_at=self._submitted_at,
                 waits=self._operator.wait_for_completion,
+                is_submitting=self._hook.is_submitting,
             ),
             log=self._log,
         )
@@ -276,32 +300,33 @@ class Generation:
             started=obtained.submitted_at,
             max_failures=self._max_failures,
         )
-        return self._follow(waiting, obtained.task)
+        return self._follow(waiting, obtained)
 
-    def _follow(self, waiting: Waiting, known: VideoTask | None = None) -> Over:
+    def _follow(self, waiting: Waiting, obtained: Obtained) -> Over:
         try:
             return follow(
                 self._operator,
                 self._hook,
                 waiting,
                 deferrable=self._operator.deferrable,
-                known=known,
+                known=obtained.task,
                 is_called_back=self._operator.callback,
+                unrecorded=None if obtained.is_recorded else obtained.submission,
             )
         except KlingError as error:
-            raise self._settlement.lost_sight(error, waiting.task_id) from error.__cause__
+            raise self._settlement.lost_sight(error, obtained) from error.__cause__
 
     def _known(self, obtained: Obtained) -> VideoTask:
         try:
             return obtained.task or self._hook.get_task(obtained.kling_task_id)
         except KlingError as error:
-            raise self._settlement.lost_sight(error, obtained.kling_task_id) from error.__cause__
+            raise self._settlement.lost_sight(error, obtained) from error.__cause__
 
     def _deliver(self, obtained: Obtained, task: VideoTask) -> dict[str, Any]:
         try:
             result = self._delivery.deliver(task, self.asked, is_again=obtained.was_delivered)
         except DownloadError as error:
-            self._settlement.say_what_a_retry_does(error)
+            self._settlement.say_what_a_retry_does(error, obtained)
             raise
         self._submission.delivered(obtained)
         self._show_result(result)
@@ -311,15 +336,16 @@ class Generation:
         """
         Wait until a busy service may be asked again, without holding a worker where the task is deferrable.
 
-        :raises KlingError: the error itself, where that would be after the deadline.
+        :raises KlingError: the error itself, where that would be after the deadline or cannot help.
         """
+        if not error.retryable:
+            raise error  # the service says that asking again cannot help, however busy that sounds
         now = time.time()
         until = now + busy_pause(error)
         if until >= min(limits.deadline, limits.attempt_ends_at):
             error.next_step = "Nothing was billed. There is no time left for another try; a retry asks again."
             raise error
-        self._operator.kling_task_id = None  # of what goes on now, nothing is bought yet
-        self._submitted_at = None
+        self._forget()
         self._log.info("%s. Asking again in %.0f s.", error.what, until - now)
         self._show(CardState.QUEUED)
         if self._operator.deferrable:

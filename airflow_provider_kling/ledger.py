@@ -357,17 +357,18 @@ class Ledger:
         self._write(renewed)
         return renewed
 
-    def submitted(self, record: Record, kling_task_id: str) -> Record:
+    def submitted(self, record: Record, kling_task_id: str, *, at: float | None = None) -> Record:
         """
         Write the task id that the service gave.
 
+        :param at: when it took the task, epoch seconds; None for just now.
         :raises LedgerError: where it cannot be written: the task is paid for, and only this process knows it.
         """
         done = record.model_copy(
             update={
                 "state": RecordState.SUBMITTED,
                 "kling_task_id": kling_task_id,
-                "submitted_at": time.time(),
+                "submitted_at": time.time() if at is None else at,
             }
         )
         for left in reversed(range(self.write_tries)):

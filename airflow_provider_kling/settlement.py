@@ -37,7 +37,6 @@ class Settlement:
     :param submission: how the video was asked for.
     :param delivery: what becomes of it.
     :param on_expired_result: what to do where it was paid for and is deleted by now.
-    :param is_remembered: whether the next attempt will know of it.
     :param log: where to tell about it.
     """
 
@@ -47,13 +46,11 @@ class Settlement:
         delivery: Delivery,
         *,
         on_expired_result: OnExpiredResult,
-        is_remembered: bool,
         log: Any,
     ) -> None:
         self._submission = submission
         self._delivery = delivery
         self._on_expired_result = on_expired_result
-        self._is_remembered = is_remembered
         self._log = log
 
     def finish(self, obtained: Obtained, over: Over) -> VideoTask | None:
@@ -89,29 +86,33 @@ class Settlement:
             ):
                 self._log.warning("%s", error)
                 return None
-        elif over.outcome is not Outcome.REFUSED:
-            self.say_what_a_retry_does(error)
+        elif over.outcome is Outcome.REFUSED:
+            raise self.lost_sight(error, obtained)
+        else:
+            self.say_what_a_retry_does(error, obtained)
         raise error
 
-    def say_what_a_retry_does(self, error: KlingError) -> None:
+    def say_what_a_retry_does(self, error: KlingError, obtained: Obtained) -> None:
         """Add to an error what another attempt makes of the video, and let there be none that would buy a second."""
         if not error.retryable:
             return
-        if self._is_remembered:
+        if self._submission.is_remembered(obtained):
             free = "fetches it again" if isinstance(error, DownloadError) else "attaches to it again"
             error.next_step += f" A retry {free} and buys nothing."
         elif error.paid is not Paid.NO:
             # A retry would buy a second video, which nobody asked for.
             error.retryable = False
-            error.next_step += f" {not_remembered(str(error.task_id))}"
+            error.next_step += f" {not_remembered(obtained.kling_task_id, self._submission.ledger_at)}"
 
-    def lost_sight(self, error: KlingError, kling_task_id: str) -> KlingError:
+    def lost_sight(self, error: KlingError, obtained: Obtained) -> KlingError:
         """Turn an error that kept a video from being asked about into one that tells of the video."""
-        error.task_id = error.task_id or kling_task_id
-        error.paid = Paid.MAYBE
-        error.take_back_that_nothing_was_sent()
-        error.next_step += " The video was asked for before: it goes on, and is billed when it is completed."
-        self.say_what_a_retry_does(error)
+        error.tell_that_the_video_goes_on(obtained.kling_task_id)
+        if error.retryable:
+            self.say_what_a_retry_does(error, obtained)
+        elif self._submission.is_remembered(obtained):
+            error.next_step += " A clear attaches to it again and buys nothing."
+        else:
+            error.next_step += f" {not_remembered(obtained.kling_task_id, self._submission.ledger_at)}"
         return error
 
     def _can_be_had(self, obtained: Obtained, task: VideoTask) -> bool:
@@ -138,24 +139,41 @@ class Settlement:
 
 
 def keep_from_buying_again(
-    error: BaseException, kling_task_ids: Sequence[str], *, is_kept: bool, log: Any, unnamed: int = 0
+    error: BaseException,
+    kling_task_ids: Sequence[str],
+    *,
+    is_remembered: bool,
+    log: Any,
+    unnamed: int = 0,
+    is_submitting: bool = False,
+    ledger_at: str | None = None,
 ) -> None:
     """
     Let no error of another kind than ours lead to a retry that would buy videos again.
 
     :param error: what ends the attempt.
     :param kling_task_ids: what the attempt has asked for or taken up.
-    :param is_kept: whether the next attempt will know of them.
+    :param is_remembered: whether the next attempt will know of them.
     :param log: where to tell about it.
     :param unnamed: how many more it has asked for whose ids this process does not know.
+    :param is_submitting: whether one more request was on its way, so that nobody can tell whether it bought a video.
+    :param ledger_at: the ledger that does not know the one there is; None where there is no ledger.
     :raises AirflowFailException: in the place of the error, where there may be no retry.
     """
-    if not kling_task_ids and not unnamed:
+    nothing_is_known = not kling_task_ids and not unnamed
+    if nothing_is_known and not is_submitting:
         return
-    if len(kling_task_ids) == 1 and not unnamed:
+    if nothing_is_known:
+        what = "A request was being sent: a video may have been created and may be billed"
+        retry = "A retry does what on_unknown_submission says."
+        why_not = (
+            "This submission is not remembered, so a retry could buy a second video and is not made. Look at the "
+            "account's records at https://apimodels.app before you clear this task."
+        )
+    elif len(kling_task_ids) == 1 and not unnamed:
         what = f"Kling task {kling_task_ids[0]} goes on, and will be billed when it is completed"
         retry = "A retry attaches to it again and buys nothing."
-        why_not = not_remembered(kling_task_ids[0])
+        why_not = not_remembered(kling_task_ids[0], ledger_at)
     else:
         named = ", ".join(kling_task_ids[:MOST_IDS_NAMED])
         if more := max(0, len(kling_task_ids) - MOST_IDS_NAMED) + unnamed:
@@ -170,15 +188,31 @@ def keep_from_buying_again(
             "These submissions are not remembered, so a retry would buy them again and is not made. Store them with "
             "KlingDownloadVideoOperator, mapped over these task ids."
         )
-    if is_kept:
+    if is_submitting and not nothing_is_known:
+        what += ". One more request was being sent, whose video may be billed too"
+    if is_remembered:
         log.error("%s. %s", what, retry)
         return
     raise AirflowFailException(f"{type(error).__name__}: {error}. {what}. {why_not}") from error
 
 
-def not_remembered(kling_task_id: str) -> str:
-    """Say why there is no retry for a video that no ledger remembers, and how to get it all the same."""
+def not_remembered(kling_task_id: str, ledger_at: str | None) -> str:
+    """
+    Say why there is no retry for a video that no ledger remembers, and how to get it all the same.
+
+    :param ledger_at: the ledger that could not take its id; None where there is no ledger.
+    """
+    if ledger_at is None:
+        why = (
+            "This submission is not remembered, so a retry would buy a second video and is not made; a clear buys "
+            "one."
+        )
+    else:
+        why = (
+            f"The ledger at {ledger_at} does not hold its id, so a retry would not know of it and is not made; a clear "
+            "of this task does what on_unknown_submission says."
+        )
     return (
-        "This submission is not remembered, so a retry would buy a second video and is not made. Store this one with "
-        f"KlingDownloadVideoOperator(kling_task_id={kling_task_id!r}), or wait for it with KlingVideoSensor."
+        f"{why} Store this one with KlingDownloadVideoOperator(kling_task_id={kling_task_id!r}), or wait for it with "
+        "KlingVideoSensor."
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from airflow_provider_kling.api.errors import (
     KlingError,
     UnknownSubmissionError,
 )
+from airflow_provider_kling.callbacks import submission_name
 from airflow_provider_kling.hooks.upload import FileUnavailableError
 from airflow_provider_kling.ledger import Ledger, LedgerError, Record, RecordState, fingerprint
 
@@ -67,6 +68,9 @@ class Obtained:
     :param task: the create answer, None where another process got it.
     :param is_from_earlier_attempt: whether an earlier attempt asked for it.
     :param record: what the ledger holds of it, None where that is not known.
+    :param is_recorded: whether the ledger has taken its id, as far as is known.
+    :param submission: where it has not: what tells the intent apart that the id belongs to; see
+        :func:`~airflow_provider_kling.callbacks.submission_name`. None where that is not known.
     """
 
     kling_task_id: str
@@ -75,6 +79,8 @@ class Obtained:
     task: VideoTask | None = None
     is_from_earlier_attempt: bool = False
     record: Record | None = None
+    is_recorded: bool = True
+    submission: str | None = None
 
     @property
     def was_delivered(self) -> bool:
@@ -116,6 +122,8 @@ class Submission:
         self._is_killed = is_killed
         self._callback = callback
         self._is_brought_home = is_brought_home
+        self.obtained: Obtained | None = None
+        """What this attempt follows, from the moment on in which the service took it."""
 
     def obtain(self, *, deadline: float) -> Obtained:
         """
@@ -126,6 +134,7 @@ class Submission:
         :raises UnknownSubmissionError: a request was sent, and nobody can tell what became of it.
         :raises KlingError: the service did not take the request; nothing was billed.
         """
+        self.obtained = None
         while True:
             record = self._ledger.find()
             if record is None:
@@ -169,28 +178,74 @@ class Submission:
 
     def resumed(self, event: WaitEvent) -> Obtained:
         """Return the task that this attempt has waited for in the triggerer."""
+        obtained = Obtained(
+            event.kling_task_id,
+            event.deadline,
+            event.submitted_at,
+            # The trigger is told where the ledger had not taken the id.
+            is_recorded=event.unrecorded is None,
+            submission=event.unrecorded,
+        )
         try:
             record = self._ledger.find()
         except LedgerError as error:
             self._log.warning("%s", error.what)
-            record = None
-        if record is not None and record.kling_task_id != event.kling_task_id:
-            record = None
-        return Obtained(event.kling_task_id, event.deadline, event.submitted_at, record=record)
+        else:
+            if record is not None and record.kling_task_id == event.kling_task_id:
+                obtained = replace(obtained, record=record, is_recorded=True)
+            else:
+                obtained = self.keep(replace(obtained, is_recorded=False))
+        self.obtained = obtained
+        return obtained
+
+    def keep(self, obtained: Obtained) -> Obtained:
+        """
+        Write a task's id into the ledger, where that could not take it before.
+
+        Only into the intent that it belongs to: another attempt may have taken over the ledger since.
+
+        :return: it, with what the ledger holds of it now.
+        """
+        if obtained.is_recorded:
+            return obtained
+        try:
+            record = self._ledger.find()
+            if record is None or obtained.submission != submission_name(record.owner, record.generation):
+                return obtained
+            if record.state is RecordState.INTENT and record.kling_task_id is None:
+                record = self._ledger.submitted(record, obtained.kling_task_id, at=obtained.submitted_at)
+        except LedgerError as error:
+            self._log.error("%s", error)
+            return obtained
+        if record.kling_task_id != obtained.kling_task_id:
+            return obtained
+        return replace(obtained, record=record, is_recorded=True)
+
+    def is_remembered(self, obtained: Obtained) -> bool:
+        """Tell whether the next attempt will know of a task, after another try to let it know."""
+        return self._ledger.is_kept and self.keep(obtained).is_recorded
+
+    @property
+    def ledger_at(self) -> str | None:
+        """Where a person finds the ledger; None where there is none that outlives the attempt."""
+        return self._ledger.place if self._ledger.is_kept else None
 
     def delivered(self, obtained: Obtained) -> None:
         """Note that the video was delivered."""
-        if obtained.record is None:
+        record = self.keep(obtained).record
+        if record is None:
             return
         try:
-            self._ledger.completed(obtained.record)
+            self._ledger.completed(record)
         except LedgerError as error:
             self._log.warning("%s The video is delivered all the same.", error.what)
 
     def release(self, obtained: Obtained) -> None:
         """Note that the task is of no use any more, so that the next submission may take its place."""
-        if obtained.record is not None:
-            self._withdraw(obtained.record)
+        self.obtained = None
+        record = self.keep(obtained).record
+        if record is not None:
+            self._withdraw(record)
 
     def _submit(self, replaced: Record | None, deadline: float) -> Obtained:
         request = self._placed().ready()
@@ -214,17 +269,26 @@ class Submission:
             self._withdraw(record)
             raise
         # Nothing may come between the answer and this.
-        record = self._keep_id(record, task.task_id)
+        self.obtained = Obtained(
+            task.task_id,
+            deadline,
+            time.time(),
+            task,
+            is_recorded=False,
+            submission=submission_name(record.owner, record.generation),
+        )
+        self.obtained = self._keep_id(self.obtained, record)
         metrics.submitted(request, self._placed().cost)
-        return Obtained(task.task_id, deadline, record.submitted_at or time.time(), task, record=record)
+        return self.obtained
 
-    def _keep_id(self, record: Record, kling_task_id: str) -> Record:
+    def _keep_id(self, obtained: Obtained, record: Record) -> Obtained:
         try:
-            return self._ledger.submitted(record, kling_task_id)
+            record = self._ledger.submitted(record, obtained.kling_task_id, at=obtained.submitted_at)
         except LedgerError as error:
             # The wait can go on: this process knows the id, and the trigger will.
             self._log.error("%s", error)
-            return record.model_copy(update={"kling_task_id": kling_task_id, "submitted_at": time.time()})
+            return obtained
+        return replace(obtained, record=record, is_recorded=True)
 
     def _withdraw(self, record: Record) -> None:
         try:
@@ -242,13 +306,14 @@ class Submission:
             kling_task_id,
             self._ledger.place,
         )
-        return Obtained(
+        self.obtained = Obtained(
             kling_task_id,
             record.deadline,
             record.submitted_at or record.intent_at,
             is_from_earlier_attempt=True,
             record=record,
         )
+        return self.obtained
 
     def _may_still_be_answered(self, record: Record) -> bool:
         settings = self._hook.settings

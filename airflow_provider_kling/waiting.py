@@ -320,21 +320,25 @@ class WaitEvent:
     What the trigger tells the task that waits: which task is over, and how, as a reason code.
 
     It is a hint. Whoever receives it asks the service again.
+
+    :param unrecorded: where the ledger had not taken the task's id before the wait: the submission that it belongs to.
     """
 
     kling_task_id: str
     outcome: Outcome
     deadline: float
     submitted_at: float
+    unrecorded: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the event's payload: plain JSON."""
-        return {
+        told = {
             "kling_task_id": self.kling_task_id,
             "outcome": self.outcome.value,
             "deadline": self.deadline,
             "submitted_at": self.submitted_at,
         }
+        return told if self.unrecorded is None else {**told, "unrecorded": self.unrecorded}
 
     @classmethod
     def from_dict(cls, payload: Any) -> WaitEvent:
@@ -350,7 +354,14 @@ class WaitEvent:
             raise ValueError(f"not an event of KlingVideoTrigger: {str(payload)[:200]}") from error
         if not isinstance(task_id, str) or not task_id:
             raise ValueError(f"not an event of KlingVideoTrigger: {str(payload)[:200]}")
-        return cls(kling_task_id=task_id, outcome=outcome, deadline=deadline, submitted_at=submitted_at)
+        unrecorded = payload.get("unrecorded")
+        return cls(
+            kling_task_id=task_id,
+            outcome=outcome,
+            deadline=deadline,
+            submitted_at=submitted_at,
+            unrecorded=None if unrecorded is None else str(unrecorded),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

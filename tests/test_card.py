@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException
 
-from airflow_provider_kling.api.errors import InvalidRequestError, KlingError, Paid
+from airflow_provider_kling.api.errors import InvalidRequestError, KlingError, Paid, TaskFailedError
 from airflow_provider_kling.api.request import VideoRequest
 from airflow_provider_kling.api.task import TaskState, VideoTask
 from airflow_provider_kling.batch_result import completed
@@ -225,6 +225,28 @@ def test_sensor_and_download_say_why_there_is_no_video(kling_emulator: KlingEmul
         assert run_task(make, ti=ti).error is not None
         [card] = ti.cards
         assert (card["task_id"], card["reason"]) == ("k-unknown", "task_not_found")
+
+
+@both_ways
+@pytest.mark.kling_emulator(latency="never")
+def test_a_refusal_to_be_asked_leaves_the_bill_of_another_tasks_video_open(
+    kling_emulator: KlingEmulator, ti: Watched, tmp_path: Path, deferrable: bool
+) -> None:
+    kling_task_id = generate(ti, wait_for_completion=False).value()["task_id"]
+    kling_emulator.inject("answer", status=401, call="query", times="always")
+    makers: dict[str, Callable[[], Any]] = {
+        "wait": lambda: KlingVideoSensor(task_id="wait", kling_task_id=kling_task_id, deferrable=deferrable),
+        "fetch": lambda: KlingDownloadVideoOperator(
+            task_id="fetch", kling_task_id=kling_task_id, output_path=str(tmp_path), deferrable=deferrable
+        ),
+    }
+    for name, make in makers.items():
+        other = Watched(task_id=name)
+        error = run_task(make, ti=other).error
+        assert error is not None
+        assert "it goes on, and is billed when it is completed" in str(error)
+        [card] = other.cards
+        assert (card["state"], card["task_id"]) == ("unresolved", kling_task_id)
 
 
 SIGNED = "https://user:pass@example.com/a.png?signature=secret"
@@ -442,10 +464,17 @@ def test_the_text_of_a_foreign_error_stays_in_the_log() -> None:
     ("paid", "state"), [(Paid.NO, "failed"), (Paid.MAYBE, "unresolved"), (Paid.YES, "undelivered")]
 )
 def test_the_state_of_a_failure_is_what_it_means_for_the_bill(paid: Paid, state: str) -> None:
-    card = error_card(KlingError("Something  went\nwrong. " * 200, task_id="k-1", paid=paid))
+    kind = TaskFailedError if paid is Paid.NO else KlingError
+    card = error_card(kind("Something  went\nwrong. " * 200, task_id="k-1", paid=paid))
     assert (card["state"], card["task_id"]) == (state, "k-1")
     assert len(card["error"]) == MOST_ERROR_CHARACTERS
     assert "\n" not in card["error"]
+
+
+def test_what_goes_wrong_after_a_video_was_asked_for_leaves_its_bill_open() -> None:
+    error = KlingError("No such place")
+    assert error_card(error)["state"] == "failed"
+    assert error_card(error, kling_task_id="k-1")["state"] == "unresolved"
 
 
 @pytest.mark.parametrize(("length", "is_kept"), [(2000, True), (2001, False)])

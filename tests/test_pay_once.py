@@ -17,7 +17,11 @@ from threading import Thread
 from typing import Any
 
 import pytest
-from airflow.providers.common.compat.sdk import AirflowFailException, ObjectStoragePath
+from airflow.providers.common.compat.sdk import (
+    AirflowFailException,
+    AirflowTaskTimeout,
+    ObjectStoragePath,
+)
 
 from airflow_provider_kling import ledger as ledger_module
 from airflow_provider_kling import submission
@@ -26,15 +30,20 @@ from airflow_provider_kling.api.errors import (
     KlingError,
     LostContactError,
     ModerationError,
+    NoCreditsError,
+    Paid,
     RateLimitedError,
     ResultExpiredError,
     ServiceError,
     TaskFailedError,
     TaskTimeoutError,
+    TooManyTasksError,
     UnknownSubmissionError,
 )
+from airflow_provider_kling.api.protocol import ApiAnswer, ApiCall
 from airflow_provider_kling.emulator import KlingEmulator
-from airflow_provider_kling.ledger import FileLedgerStore, LedgerError
+from airflow_provider_kling.hooks import sync_client
+from airflow_provider_kling.ledger import FileLedgerStore, LedgerError, Record
 from airflow_provider_kling.operators.batch import KlingGenerateVideoBatchOperator
 from airflow_provider_kling.operators.kling import KlingGenerateVideoOperator
 from tests.media import draw_image
@@ -69,9 +78,11 @@ class Task:
         }
         return KlingGenerateVideoOperator(**(defaults | arguments))
 
-    def attempt(self, ti: TaskInstance | None = None, **arguments: Any) -> TaskRun:
+    def attempt(
+        self, ti: TaskInstance | None = None, between: Callable[[], Any] | None = None, **arguments: Any
+    ) -> TaskRun:
         context = {"task_state_store": self.store} if self.kind == "task state" else {}
-        return run_task(lambda: self.operator(**arguments), ti=ti, context=context)
+        return run_task(lambda: self.operator(**arguments), ti=ti, context=context, between=between)
 
     def killed_attempt(self, **arguments: Any) -> None:
         with pytest.raises(Killed):
@@ -354,6 +365,62 @@ def test_where_the_state_cannot_be_looked_up_nothing_is_sent_and_a_retry_may_hel
     assert len(kling_emulator.ledger.creates()) == 1
 
 
+REFUSALS = [400, 401, 402, 403, 404]
+both_ways = pytest.mark.parametrize("deferrable", [False, True], ids=["on the worker", "deferred"])
+
+
+@pytest.mark.parametrize("status", REFUSALS)
+@pytest.mark.kling_emulator(latency="never")
+def test_a_service_that_refuses_to_be_asked_about_a_video_does_not_make_it_free(
+    task: Task, kling_emulator: KlingEmulator, status: int
+) -> None:
+    kling_emulator.inject("answer", status=status, call="query", times="always")
+    run = task.attempt()
+    (made,) = kling_emulator.ledger.tasks()
+    assert isinstance(run.error, AirflowFailException)
+    told = run.error.__cause__
+    assert isinstance(told, ServiceError)
+    assert (told.paid, told.task_id) == (Paid.MAYBE, made.task_id)
+    assert "it goes on, and is billed when it is completed" in str(run.error)
+    assert "A clear attaches to it again and buys nothing" in str(run.error)
+    card = run.ti.xcoms["kling_video"]
+    assert (card["state"], card["task_id"]) == ("unresolved", made.task_id)
+
+    kling_emulator.faults.clear()
+    kling_emulator.complete(made.task_id)
+    assert task.attempt().value()["task_id"] == made.task_id
+    assert len(kling_emulator.ledger.creates()) == 1
+
+
+@both_ways
+@pytest.mark.kling_emulator(latency="never")
+def test_without_a_ledger_a_refused_query_says_what_a_clear_would_buy(
+    kling_emulator: KlingEmulator, deferrable: bool
+) -> None:
+    kling_emulator.inject("answer", status=401, call="query", times="always")
+    run = run_task(lambda: KlingGenerateVideoOperator(task_id="make", prompt="x", deferrable=deferrable))
+    (made,) = kling_emulator.ledger.tasks()
+    assert isinstance(run.error, AirflowFailException)
+    assert "a clear buys one" in str(run.error)
+    assert f"KlingDownloadVideoOperator(kling_task_id='{made.task_id}')" in str(run.error)
+
+
+@pytest.mark.kling_emulator(latency="never")
+def test_where_another_video_cannot_be_asked_for_the_one_that_failed_before_is_not_told_as_bought(
+    task: Task, kling_emulator: KlingEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kill_at(monkeypatch, ledger_module.Ledger, "submitted", after=True)
+    task.killed_attempt()
+    kling_emulator.fail(kling_emulator.ledger.tasks()[0].task_id, "UPSTREAM_FAILED")
+    kling_emulator.inject("answer", status=402, call="create")
+    run = task.attempt()
+    assert isinstance(run.error, AirflowFailException)
+    assert type(run.error.__cause__) is NoCreditsError
+    assert run.error.__cause__.paid is Paid.NO
+    card = run.ti.xcoms["kling_video"]
+    assert (card["state"], card["task_id"]) == ("failed", None)
+
+
 def test_a_timeout_keeps_its_deadline_and_a_retry_attaches(task: Task, kling_emulator: KlingEmulator) -> None:
     kling_emulator.configure(latency="never")
     first = task.attempt(timeout=timedelta(seconds=0.3))
@@ -518,6 +585,116 @@ def test_an_id_that_cannot_be_stored_is_told_and_the_wait_goes_on(
     assert any("note the id" in line and result["task_id"] in line for line in task_log())
 
 
+Refuse = Callable[[float], None]
+
+
+@pytest.fixture
+def refuse_ids(monkeypatch: pytest.MonkeyPatch) -> Refuse:
+    """Return a function that lets the ledger fail at its next so many writes of a task id."""
+    monkeypatch.setattr("airflow_provider_kling.ledger.time.sleep", lambda _: None)
+    original = ledger_module.Ledger._write
+
+    def refuse(times: float) -> None:
+        def write(self: ledger_module.Ledger, record: Record, *, new: bool = False) -> None:
+            nonlocal times
+            if record.kling_task_id and times > 0:
+                times -= 1
+                raise LedgerError("The ledger is full")
+            original(self, record, new=new)
+
+        monkeypatch.setattr(ledger_module.Ledger, "_write", write)
+
+    return refuse
+
+
+ALL_TRIES = ledger_module.Ledger.write_tries
+
+
+def test_an_id_that_the_ledger_could_not_take_is_written_before_a_retry_is_promised(
+    task: Task, kling_emulator: KlingEmulator, refuse_ids: Refuse
+) -> None:
+    refuse_ids(ALL_TRIES)
+    kling_emulator.inject("answer", status=500, call="query", times="always")
+    run = task.attempt()
+    (made,) = kling_emulator.ledger.tasks()
+    assert type(run.error) is LostContactError
+    assert "A retry attaches to it again and buys nothing" in str(run.error)
+    assert (task.record()["state"], task.record()["kling_task_id"]) == ("submitted", made.task_id)
+
+    kling_emulator.faults.clear()
+    assert task.attempt().value()["task_id"] == made.task_id
+    assert len(kling_emulator.ledger.creates()) == 1
+
+
+@pytest.mark.parametrize("policy", ["fail", "resubmit"])
+def test_where_the_ledger_never_takes_the_id_there_is_no_retry_and_the_error_names_it(
+    task: Task, kling_emulator: KlingEmulator, refuse_ids: Refuse, policy: str
+) -> None:
+    refuse_ids(float("inf"))
+    kling_emulator.inject("answer", status=500, call="query", times="always")
+    run = task.attempt(on_unknown_submission=policy)
+    (made,) = kling_emulator.ledger.tasks()
+    assert isinstance(run.error, AirflowFailException)
+    assert type(run.error.__cause__) is LostContactError
+    assert f"KlingDownloadVideoOperator(kling_task_id='{made.task_id}')" in str(run.error)
+    assert "buys nothing" not in str(run.error)
+
+
+def test_where_the_ledger_never_takes_the_id_no_other_error_is_retried_either(
+    task: Task, kling_emulator: KlingEmulator, refuse_ids: Refuse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any, **__: Any) -> None:
+        raise RuntimeError("nobody thought of this")
+
+    refuse_ids(float("inf"))
+    monkeypatch.setattr("airflow_provider_kling.delivery.video_result", broken)
+    run = task.attempt()
+    (made,) = kling_emulator.ledger.tasks()
+    assert isinstance(run.error, AirflowFailException)
+    assert "nobody thought of this" in str(run.error)
+    assert made.task_id in str(run.error)
+
+
+@pytest.mark.parametrize("waits", [True, False], ids=["waits", "does not wait"])
+def test_an_id_that_the_ledger_could_not_take_is_written_with_the_success(
+    task: Task, kling_emulator: KlingEmulator, refuse_ids: Refuse, waits: bool
+) -> None:
+    refuse_ids(ALL_TRIES)
+    first = task.attempt(wait_for_completion=waits).value()
+    assert task.record()["state"] == ("completed" if waits else "submitted")
+    assert task.attempt(wait_for_completion=waits).value()["task_id"] == first["task_id"]
+    assert len(kling_emulator.ledger.creates()) == 1
+
+
+@pytest.mark.parametrize("is_answered", [True, False], ids=["has its id", "has only its intent"])
+@pytest.mark.kling_emulator(latency="never")
+def test_an_id_that_the_ledger_could_not_take_is_not_written_into_the_record_of_another_attempt(
+    kind: str,
+    tmp_path: Path,
+    kling_emulator: KlingEmulator,
+    refuse_ids: Refuse,
+    monkeypatch: pytest.MonkeyPatch,
+    is_answered: bool,
+) -> None:
+    task = Task(kind, tmp_path / "ledger", deferrable=True)
+    of_another: dict[str, Any] = {}
+
+    def take_over() -> None:
+        if not is_answered:
+            kill_at(monkeypatch, sync_client.KlingClient, "send", after=False)
+        with suppress(Killed):
+            task.attempt(on_unknown_submission="resubmit", wait_for_completion=False)
+        of_another.update(task.record())
+        kling_emulator.inject("answer", status=500, call="query", times="always")
+
+    refuse_ids(ALL_TRIES)
+    run = task.attempt(between=take_over)
+    assert of_another["state"] == ("submitted" if is_answered else "intent")
+    assert task.record() == of_another
+    assert isinstance(run.error, AirflowFailException)
+    assert kling_emulator.ledger.tasks()[0].task_id in str(run.error)
+
+
 def test_a_task_killed_right_before_its_submit_sends_nothing(
     task: Task, kling_emulator: KlingEmulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -601,6 +778,47 @@ def test_a_task_that_failed_because_the_service_was_busy_is_asked_for_again(
     assert len(kling_emulator.ledger.creates()) == 3
 
 
+@pytest.mark.parametrize("is_resumed", [False, True], ids=["begins", "resumes"])
+def test_a_task_that_the_service_will_not_make_is_not_asked_for_again_because_it_speaks_of_concurrency(
+    kind: str,
+    tmp_path: Path,
+    kling_emulator: KlingEmulator,
+    monkeypatch: pytest.MonkeyPatch,
+    is_resumed: bool,
+) -> None:
+    monkeypatch.setattr("airflow_provider_kling.generation.BUSY_PAUSE", 0.1)
+    kling_emulator.inject(
+        "fail", message="these two cannot be used concurrently", retryable=False, at_once=not is_resumed
+    )
+    run = Task(kind, tmp_path / "ledger", deferrable=is_resumed).attempt()
+    assert isinstance(run.error, AirflowFailException)
+    assert type(run.error.__cause__) is TooManyTasksError
+    assert "The service says that asking again cannot help" in str(run.error)
+    assert "a retry asks again" not in str(run.error)
+    assert len(kling_emulator.ledger.creates()) == 1
+
+
+@pytest.mark.kling_emulator(latency="never")
+def test_a_busy_service_that_cannot_be_asked_about_a_paid_video_does_not_make_it_free(
+    task: Task, kling_emulator: KlingEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("airflow_provider_kling.generation.BUSY_PAUSE", 0.1)
+    monkeypatch.setattr("airflow_provider_kling.hooks.sync_client.GET_TRIES", 1)
+    first = task.attempt(wait_for_completion=False).value()
+    kling_emulator.inject("answer", status=429, call="query", times="always")
+    run = task.attempt(wait_for_completion=False)
+    assert type(run.error) is RateLimitedError
+    assert (run.error.paid, run.error.task_id) == (Paid.MAYBE, first["task_id"])
+    assert "A retry attaches to it again and buys nothing" in str(run.error)
+    assert "othing was billed" not in str(run.error)
+    card = run.ti.xcoms["kling_video"]
+    assert (card["state"], card["task_id"]) == ("unresolved", first["task_id"])
+
+    kling_emulator.faults.clear()
+    assert task.attempt(wait_for_completion=False).value()["task_id"] == first["task_id"]
+    assert len(kling_emulator.ledger.creates()) == 1
+
+
 def test_a_service_that_stays_busy_ends_the_attempt_at_its_deadline(
     task: Task, kling_emulator: KlingEmulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -622,6 +840,94 @@ def test_without_a_ledger_one_warning_says_what_can_happen_and_what_helps(
     warnings = [line for line in task_log() if "not remembered" in line]
     assert len(warnings) == 1
     assert "ledger_path" in warnings[0]
+
+
+def end_while_posting(monkeypatch: pytest.MonkeyPatch, *, number: int = 1) -> None:
+    """Let a POST reach the service, the first unless told otherwise, and Airflow end the attempt before its answer."""
+    original = sync_client.KlingClient.send
+    posts = itertools.count(1)
+
+    def send(self: sync_client.KlingClient, call: ApiCall, **how: Any) -> ApiAnswer:
+        answer = original(self, call, **how)
+        if call.method == "POST" and next(posts) == number:
+            monkeypatch.setattr(sync_client.KlingClient, "send", original)
+            raise AirflowTaskTimeout("Timeout")
+        return answer
+
+    monkeypatch.setattr(sync_client.KlingClient, "send", send)
+
+
+@both_ways
+@pytest.mark.parametrize("is_list", [False, True], ids=["a video", "a list"])
+def test_without_a_ledger_an_attempt_that_airflow_ends_in_the_middle_of_its_post_is_not_retried(
+    kling_emulator: KlingEmulator, monkeypatch: pytest.MonkeyPatch, deferrable: bool, is_list: bool
+) -> None:
+    def make() -> Any:
+        how: dict[str, Any] = {"task_id": "make", "poll_interval": 0.05, "deferrable": deferrable}
+        if is_list:
+            return KlingGenerateVideoBatchOperator(requests=["x"], **how)
+        return KlingGenerateVideoOperator(prompt="x", **how)
+
+    end_while_posting(monkeypatch)
+    run = run_task(make)
+    assert len(kling_emulator.ledger.creates()) == 1
+    assert isinstance(run.error, AirflowFailException), "a retry could buy a second video"
+    assert "AirflowTaskTimeout: Timeout" in str(run.error)
+    assert "may have been created and may be billed" in str(run.error)
+    assert "https://apimodels.app" in str(run.error)
+    if not is_list:
+        assert run.ti.xcoms["kling_video"]["state"] == "unresolved"
+
+
+def test_without_a_ledger_an_attempt_that_airflow_ends_right_after_its_answer_names_the_video(
+    kling_emulator: KlingEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_long(*_: Any) -> None:
+        raise AirflowTaskTimeout("Timeout")
+
+    monkeypatch.setattr("airflow_provider_kling.metrics.submitted", too_long)
+    run = run_task(lambda: KlingGenerateVideoOperator(task_id="make", prompt="x"))
+    (made,) = kling_emulator.ledger.tasks()
+    assert isinstance(run.error, AirflowFailException), "a retry would buy a second video"
+    assert made.task_id in str(run.error)
+    card = run.ti.xcoms["kling_video"]
+    assert (card["state"], card["task_id"]) == ("unresolved", made.task_id)
+
+
+def test_a_list_that_airflow_ends_in_the_middle_of_a_post_names_what_it_bought_before(
+    kling_emulator: KlingEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    end_while_posting(monkeypatch, number=2)
+    run = run_task(lambda: KlingGenerateVideoBatchOperator(task_id="make", requests=["x", "y"]))
+    first, _ = kling_emulator.ledger.tasks()
+    assert isinstance(run.error, AirflowFailException)
+    assert first.task_id in str(run.error)
+    assert "One more request was being sent, whose video may be billed too" in str(run.error)
+
+
+def test_with_a_ledger_an_attempt_that_airflow_ends_in_the_middle_of_its_post_leaves_an_unknown_submission(
+    task: Task, kling_emulator: KlingEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    end_while_posting(monkeypatch)
+    with pytest.raises(AirflowTaskTimeout):
+        task.attempt()
+    assert task.record()["state"] == "intent"
+    error = task.attempt().error
+    assert isinstance(error, AirflowFailException)
+    assert type(error.__cause__) is UnknownSubmissionError
+    assert len(kling_emulator.ledger.creates()) == 1
+
+
+def test_without_a_ledger_an_attempt_that_airflow_ends_after_a_refused_post_may_be_retried(
+    kling_emulator: KlingEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_long(_: float) -> None:
+        raise AirflowTaskTimeout("Timeout")
+
+    kling_emulator.inject("answer", status=429, call="create")
+    monkeypatch.setattr("airflow_provider_kling.hooks.kling.time.sleep", too_long)
+    with pytest.raises(AirflowTaskTimeout):
+        run_task(lambda: KlingGenerateVideoOperator(task_id="make", prompt="x"))
 
 
 def test_the_ledger_may_be_set_for_all(

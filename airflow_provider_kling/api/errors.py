@@ -107,6 +107,15 @@ class KlingError(Exception):
         """Leave it out of what to do next: a video was asked for before this happened."""
         self.next_step = _NOTHING_WAS_SENT.sub("", self.next_step).strip()
 
+    def tell_that_the_video_goes_on(self, kling_task_id: str) -> None:
+        """Tell of the video that could not be asked about: what keeps us from asking does not stop the service."""
+        self.task_id = self.task_id or kling_task_id
+        if self.paid is not Paid.NO:
+            return  # it has told
+        self.paid = Paid.MAYBE
+        self.take_back_that_nothing_was_sent()
+        self.next_step += " The video was asked for before: it goes on, and is billed when it is completed."
+
 
 class InvalidRequestError(KlingError, ValueError):
     """

@@ -23,7 +23,7 @@ from airflow_provider_kling.api.errors import (
     ConnectionSettingsError,
     KlingError,
     NoResultError,
-    Paid,
+    TaskFailedError,
     TaskNotFoundError,
 )
 from airflow_provider_kling.api.media import MediaLibraryMissingError
@@ -219,7 +219,7 @@ def _generate(call: _Call) -> int:
             return INTERRUPTED
         except KlingError as error:
             terminal.note(str(error))
-            if error.paid is not Paid.NO:
+            if not isinstance(error, TaskFailedError):
                 terminal.note(f"Fetch it with:\n  {call.how_to_fetch(task.task_id)}")
             return FAILED
         except Exception as error:  # noqa: BLE001 - the video is paid for, whatever it is
@@ -311,16 +311,10 @@ def _estimated(call: _Call, hook: KlingHook, request: VideoRequest) -> tuple[Ask
 
 def _submitted(call: _Call, hook: KlingHook, order: Order) -> VideoTask:
     ready = order.ready()
-    is_sent = False
-
-    def before_post() -> None:
-        nonlocal is_sent
-        is_sent = True
-
     try:
-        task = hook.submit(ready, before_post=before_post)
+        task = hook.submit(ready)
     except KeyboardInterrupt:
-        if is_sent:
+        if hook.is_submitting:
             call.terminal.note(
                 "Interrupted while the request was being sent: a video may have been created and may be billed. Look "
                 "at the account's records at https://apimodels.app."
@@ -347,6 +341,8 @@ def _completed(call: _Call, hook: KlingHook, kling_task_id: str, max_failures: i
     with call.terminal.waiting(f"Waiting for Kling task {kling_task_id}"):
         over = hook.wait_until_over(waiting, log=call.terminal)
     if over.error is not None:
+        if not isinstance(over.error, TaskFailedError):
+            over.error.tell_that_the_video_goes_on(kling_task_id)
         raise over.error
     assert over.task is not None  # noqa: S101 - every outcome without an error has a task
     return over.task

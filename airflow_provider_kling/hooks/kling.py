@@ -106,6 +106,8 @@ class KlingHook(BaseHook):
         self._settings: ConnectionSettings | None = None
         self._client: KlingClient | None = None
         self._told: set[Operation] = set()
+        self.is_submitting = False
+        """Whether a request for a video is on its way. It stays so where something else than its answer ended that."""
 
     @classmethod
     def get_ui_field_behaviour(cls) -> dict[str, Any]:
@@ -198,7 +200,7 @@ class KlingHook(BaseHook):
             if before_post is not None:
                 before_post()
             try:
-                return self._ask(call, read_task)
+                return self._post(call)
             except (UnreachableError, RateLimitedError) as error:
                 pause = _pause(error, attempt)
                 if attempt == SUBMIT_TRIES or pause > MAX_PATIENCE:
@@ -206,6 +208,17 @@ class KlingHook(BaseHook):
                 self.log.warning("%s Asking again in %.0f s.", error, pause)
                 time.sleep(pause)
         raise AssertionError("unreachable")  # pragma: no cover
+
+    def _post(self, call: ApiCall) -> VideoTask:
+        self.get_conn()  # until here nothing can have been sent
+        self.is_submitting = True
+        try:
+            task = self._ask(call, read_task)
+        except KlingError:
+            self.is_submitting = False  # it tells itself whether a task may have been created
+            raise
+        self.is_submitting = False
+        return task
 
     def get_task(self, task_id: str) -> VideoTask:
         """

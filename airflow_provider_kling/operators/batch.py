@@ -299,7 +299,14 @@ class KlingGenerateVideoBatchOperator(BaseOperator):
                     # The ledger was not read: this process knows how many they are, and of some which.
                     bought = list(told.over)
                     unnamed = max(0, told.state.billable - len(bought))
-                keep_from_buying_again(error, bought, unnamed=unnamed, is_kept=ledger.is_kept, log=self.log)
+                keep_from_buying_again(
+                    error,
+                    bought,
+                    unnamed=unnamed,
+                    is_submitting=hook.is_submitting,
+                    is_remembered=ledger.is_kept,
+                    log=self.log,
+                )
                 raise
             finally:
                 if batch is not None:

@@ -31,6 +31,7 @@ from airflow_provider_kling.arguments import (
     is_made_from_mapped,
     one_of,
     output_at,
+    read_output_path,
     seconds_above_zero,
     task_id_in,
     text_of,
@@ -65,6 +66,7 @@ if TYPE_CHECKING:
     from airflow.providers.openlineage.extractors import OperatorLineage
 
     from airflow_provider_kling.ledger import Ledger
+    from airflow_provider_kling.output_path import OutputPath
     from airflow_provider_kling.result import Asked
     from airflow_provider_kling.storage import StoredFile
 
@@ -222,6 +224,10 @@ class KlingGenerateVideoOperator(BaseOperator):
         :raises AirflowFailException: where another attempt cannot help.
         :raises KlingError: where it can.
         """
+        try:
+            self._check_wait()  # nobody has seen the arguments of a mapped task before
+        except ValueError as error:
+            raise AirflowFailException(f"{error} This attempt has sent nothing.") from error
         with self._generation(context, self._request) as generation:
             generation.announce()
             if self.is_dry_run:
@@ -269,7 +275,7 @@ class KlingGenerateVideoOperator(BaseOperator):
                 f"Kling task id is in this task's XCom {XCOM_TASK_ID!r}; fetch it with KlingVideoSensor."
             ) from error
         self.kling_task_id = told.kling_task_id
-        with self._generation(context, None) as generation:
+        with self._generation(context, None, told) as generation:
             result = generation.resume(told)
         return self.start_again(context, result) if isinstance(result, PauseEvent) else result
 
@@ -289,13 +295,16 @@ class KlingGenerateVideoOperator(BaseOperator):
 
     @contextmanager
     def _generation(
-        self, context: Context, make_request: Callable[[Context], VideoRequest] | None
+        self,
+        context: Context,
+        make_request: Callable[[Context], VideoRequest] | None,
+        told: WaitEvent | None = None,
     ) -> Iterator[Generation]:
         generation: Generation | None = None
         ledger = self._open_ledger(context)
         with closing(KlingHook(self.kling_conn_id)) as hook, raising_to_airflow():
             try:
-                output = output_at(self.output_path, self.output_conn_id) if self._stores else None
+                output = self._output(is_paid=told is not None)
                 delivery = Delivery(hook, context, output=output, outlets=self.outlets, log=self.log)
                 order = None
                 if make_request is not None:
@@ -317,10 +326,36 @@ class KlingGenerateVideoOperator(BaseOperator):
                 raise
             except (Exception, AirflowTaskTimeout) as error:
                 self._show_failure(context, generation, error)
-                bought = [] if self.kling_task_id is None else [self.kling_task_id]
-                keep_from_buying_again(error, bought, is_kept=ledger.is_kept, log=self.log)
+                if generation is None:
+                    bought = self.kling_task_id
+                    is_remembered = ledger.is_kept and (told is None or told.unrecorded is None)
+                else:
+                    bought, is_remembered = generation.kling_task_id, generation.is_remembered()
+                keep_from_buying_again(
+                    error,
+                    [] if bought is None else [bought],
+                    is_submitting=hook.is_submitting,
+                    is_remembered=is_remembered,
+                    ledger_at=ledger.place if ledger.is_kept else None,
+                    log=self.log,
+                )
                 raise
             self._lineage = (generation.asked, delivery.files)
+
+    def _output(self, *, is_paid: bool) -> OutputPath | ValueError | None:
+        """
+        Return where the files go, as the templates render now.
+
+        :param is_paid: whether the video was asked for before. Then what is wrong with the place is returned.
+        """
+        if not self._stores:
+            return None
+        if not is_paid:
+            return output_at(self.output_path, self.output_conn_id)
+        try:
+            return read_output_path(self.output_path, self.output_conn_id)
+        except ValueError as error:
+            return error
 
     def _open_ledger(self, context: Context) -> Ledger:
         return open_ledger(context, self.ledger_path or config.ledger_path())
@@ -356,26 +391,29 @@ class KlingGenerateVideoOperator(BaseOperator):
             raise InvalidRequestError(faults)
         self._check_output()
 
-    def _check_output(self) -> None:
+    def _check_wait(self) -> None:
+        """See that nothing hangs on a video that the task does not wait for. Raises ``ValueError`` where it does."""
         if self.outlets and not self.wait_for_completion and not self.callback:
             raise ValueError(
                 "outlets need wait_for_completion: this task ends before there is a video, and would tell of one. Give "
                 "the outlets to the task that waits, or set callback=True."
             )
+        if self.output_path is not None and not self.wait_for_completion:
+            raise ValueError(
+                "output_path needs wait_for_completion: this task ends before there is a video. Store it with "
+                "KlingDownloadVideoOperator."
+            )
+
+    def _check_output(self) -> None:
+        self._check_wait()
         if not self.wait_for_completion and (untellable := not_told_later(self.outlets)):
             raise ValueError(
                 f"No callback can tell {', '.join(map(repr, untellable))}: with wait_for_completion=False and "
                 "callback=True, outlets are assets named outright. Give an asset alias or a reference to the task that "
                 "waits for the video."
             )
-        if self.output_path is not None:
-            if not self.wait_for_completion:
-                raise ValueError(
-                    "output_path needs wait_for_completion: this task ends before there is a video. Store it with "
-                    "KlingDownloadVideoOperator."
-                )
-            if not comes_later(self.output_path):
-                check_output_path(self.output_path)
+        if self.output_path is not None and not comes_later(self.output_path):
+            check_output_path(self.output_path)
 
 
 class KlingDownloadVideoOperator(BaseOperator):
@@ -493,8 +531,9 @@ class KlingDownloadVideoOperator(BaseOperator):
                 elif stored := delivery.remembered(over.error, waiting.task_id):
                     result = delivery.deliver(stored, None, is_again=True)
                 else:
-                    raise of_a_task_made_elsewhere(over.error)
+                    raise over.error
             except KlingError as error:
+                of_a_task_made_elsewhere(error, waiting.task_id)
                 if isinstance(error, DownloadError) and error.retryable:
                     error.next_step += " A retry fetches it again and buys nothing."
                 failed = error_card(error, kling_task_id=waiting.task_id)

@@ -83,6 +83,7 @@ class Found:
     :param ti_id: the id of its present attempt.
     :param trigger_id: what it waits with.
     :param wait: the wait's deadline and beginning, epoch seconds.
+    :param unrecorded: what its trigger hands back beside that: the submission whose id the ledger has not taken.
     :param record: the ledger's record of the submission that was lost.
     :param is_running: whether a worker has it.
     :param listed: what else matters where the task makes many videos.
@@ -94,6 +95,7 @@ class Found:
     ti_id: Any = None
     trigger_id: int | None = None
     wait: tuple[float, float] = (0.0, 0.0)
+    unrecorded: str | None = None
     record: Record | None = None
     is_running: bool = False
     listed: Listed | None = None

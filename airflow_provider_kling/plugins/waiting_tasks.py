@@ -140,6 +140,7 @@ def _of_deferred(
         ti.id,
         trigger_id=trigger.id,
         wait=(float(arguments["deadline"]), float(arguments["submitted_at"])),
+        unrecorded=arguments.get("unrecorded"),
     )
 
 
@@ -153,7 +154,11 @@ def resume(found: Found, kling_task_id: str, outcome: Outcome) -> bool:
     """
     deadline, submitted_at = found.wait
     event = WaitEvent(
-        kling_task_id=kling_task_id, outcome=outcome, deadline=deadline, submitted_at=submitted_at
+        kling_task_id=kling_task_id,
+        outcome=outcome,
+        deadline=deadline,
+        submitted_at=submitted_at,
+        unrecorded=found.unrecorded,
     )
     with asking() as session:
         waits = (

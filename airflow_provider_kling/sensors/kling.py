@@ -185,7 +185,7 @@ class KlingVideoSensor(BaseSensorOperator):
 
     def _deliver(self, context: Context, hook: KlingHook, over: Over) -> dict[str, Any]:
         if over.error is not None:
-            raise of_a_task_made_elsewhere(over.error)
+            raise over.error
         assert over.task is not None  # noqa: S101 - every outcome without an error has a task
         self._show_link(context, hook, over.task.task_id, over.task.video_url)
         self.log.info("Kling task %s is completed.", over.task.task_id)
@@ -208,7 +208,9 @@ class KlingVideoSensor(BaseSensorOperator):
             try:
                 yield
             except KlingError as error:
-                failed = error_card(error, kling_task_id=task_id_in(self.kling_task_id))
+                kling_task_id = task_id_in(self.kling_task_id)
+                of_a_task_made_elsewhere(error, kling_task_id)
+                failed = error_card(error, kling_task_id=kling_task_id)
                 leave_card(context, lambda: failed, log=self.log)
                 if isinstance(error, TaskTimeoutError) and is_last_attempt:
                     raise AirflowSensorTimeout(str(error)) from error

@@ -34,6 +34,7 @@ class KlingVideoTrigger(BaseTrigger):
     :param timeout: in place of ``deadline`` and ``submitted_at``, for a task that starts in the triggerer: seconds from
         its start to giving up.
     :param net: with ``timeout``: seconds from giving up to when Airflow ends the task.
+    :param unrecorded: handed back in the event: the submission whose id the ledger has not taken.
     :param unknown: arguments of a newer release, tolerated so that a rolling upgrade breaks no waiting task.
     """
 
@@ -47,6 +48,7 @@ class KlingVideoTrigger(BaseTrigger):
         poll_interval: float,
         timeout: float | None = None,
         net: float = 0.0,
+        unrecorded: str | None = None,
         **unknown: Any,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -59,11 +61,12 @@ class KlingVideoTrigger(BaseTrigger):
         self.poll_interval = poll_interval
         self.timeout = timeout
         self.net = net
+        self.unrecorded = unrecorded
         if unknown:
             self.log.debug("Arguments of a newer release are left out: %s.", ", ".join(sorted(unknown)))
 
     @classmethod
-    def of(cls, waiting: Waiting, *, kling_conn_id: str) -> KlingVideoTrigger:
+    def of(cls, waiting: Waiting, *, kling_conn_id: str, unrecorded: str | None = None) -> KlingVideoTrigger:
         """Make the trigger that goes on with a wait."""
         return cls(
             kling_conn_id=kling_conn_id,
@@ -71,6 +74,7 @@ class KlingVideoTrigger(BaseTrigger):
             deadline=waiting.deadline,
             submitted_at=waiting.started,
             poll_interval=waiting.poll_interval,
+            unrecorded=unrecorded,
         )
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
@@ -84,6 +88,8 @@ class KlingVideoTrigger(BaseTrigger):
         }
         if self.timeout is not None:
             arguments |= {"timeout": self.timeout, "net": self.net}
+        if self.unrecorded is not None:
+            arguments["unrecorded"] = self.unrecorded
         return "airflow_provider_kling.triggers.kling.KlingVideoTrigger", arguments
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
@@ -103,7 +109,11 @@ class KlingVideoTrigger(BaseTrigger):
             self.log.warning("The triggerer stops asking; the task goes on from here. %s", over.error)
         yield TriggerEvent(  # type: ignore[no-untyped-call]
             WaitEvent(
-                kling_task_id=waiting.task_id, outcome=over.outcome, deadline=deadline, submitted_at=started
+                kling_task_id=waiting.task_id,
+                outcome=over.outcome,
+                deadline=deadline,
+                submitted_at=started,
+                unrecorded=self.unrecorded,
             ).to_dict()
         )
 

@@ -16,9 +16,11 @@ from airflow.providers.common.compat.sdk import BaseHook
 from PIL import Image
 
 from airflow_provider_kling.__main__ import main
+from airflow_provider_kling.api.protocol import ApiCall
 from airflow_provider_kling.cli import commands, terminal
 from airflow_provider_kling.emulator import KlingEmulator
 from airflow_provider_kling.hooks.kling import KlingHook
+from airflow_provider_kling.hooks.sync_client import KlingClient
 from airflow_provider_kling.output_path import Coordinates
 from tests.task_runs import finish_videos
 
@@ -386,12 +388,15 @@ def test_ctrl_c_says_that_the_video_goes_on_and_how_to_fetch_it(
 def test_ctrl_c_while_the_request_is_sent_says_that_nobody_knows(
     kling_emulator: KlingEmulator, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupt(_: Any, request: Any, *, before_post: Callable[[], None]) -> None:
-        before_post()
+    original = KlingClient.send
+
+    def interrupt(self: KlingClient, call: ApiCall, **how: Any) -> None:
+        original(self, call, **how)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(KlingHook, "submit", interrupt)
+    monkeypatch.setattr(KlingClient, "send", interrupt)
     done = run("generate", "--yes", "--prompt", "a kite")
+    assert len(kling_emulator.ledger.creates()) == 1
     assert done.status == 130
     assert "may have been created and may be billed" in done.err
 
@@ -404,6 +409,18 @@ def test_a_wait_that_is_too_long_says_how_to_fetch_the_video_later(
     (task,) = kling_emulator.ledger.tasks()
     assert done.status == 1
     assert "was not over at its deadline" in done.err
+    assert f"download {task.task_id} --output-path" in done.err
+
+
+@pytest.mark.kling_emulator(latency="never")
+def test_a_service_that_refuses_to_be_asked_does_not_make_the_video_free(
+    kling_emulator: KlingEmulator, run: Run
+) -> None:
+    kling_emulator.inject("answer", status=401, call="query", times="always")
+    done = run("generate", "--yes", "--prompt", "a kite")
+    (task,) = kling_emulator.ledger.tasks()
+    assert done.status == 1
+    assert "it goes on, and is billed when it is completed" in done.err
     assert f"download {task.task_id} --output-path" in done.err
 
 

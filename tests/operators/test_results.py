@@ -21,11 +21,13 @@ from airflow.providers.common.compat.sdk import (
 )
 
 from airflow_provider_kling.api.errors import (
+    Paid,
     ResultExpiredError,
     TaskFailedError,
     TaskNotFoundError,
     TaskTimeoutError,
 )
+from airflow_provider_kling.decorators.kling import KlingVideoDecoratedOperator
 from airflow_provider_kling.emulator import KlingEmulator
 from airflow_provider_kling.operators.kling import KlingDownloadVideoOperator, KlingGenerateVideoOperator
 from airflow_provider_kling.storage import StorageError
@@ -376,6 +378,45 @@ def test_mapped_values_that_cannot_be_end_the_task_without_retries(kling_emulato
     assert kling_emulator.ledger.creates() == []
 
 
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"output_path": "/films"}, "output_path needs wait_for_completion"),
+        ({"outlets": [Asset("s3://bucket/trailers")]}, "outlets need wait_for_completion"),
+    ],
+    ids=["a place", "an outlet"],
+)
+@pytest.mark.parametrize("is_decorated", [False, True], ids=["operator", "decorator"])
+def test_a_mapped_task_that_does_not_wait_can_neither_store_its_video_nor_tell_of_it(
+    kling_emulator: KlingEmulator, given: dict[str, Any], told: str, is_decorated: bool
+) -> None:
+    def make() -> KlingGenerateVideoOperator:
+        how: dict[str, Any] = {"task_id": "make", "wait_for_completion": False, "_airflow_from_mapped": True}
+        if is_decorated:
+            return KlingVideoDecoratedOperator(python_callable=lambda: "a kite", **how, **given)
+        return KlingGenerateVideoOperator(prompt="a kite", **how, **given)
+
+    run = run_task(make)
+    assert isinstance(run.error, AirflowFailException)
+    assert told in str(run.error)
+    assert kling_emulator.ledger.creates() == []
+
+
+def test_a_mapped_task_that_does_not_wait_makes_no_event_of_a_video_that_is_not_there(
+    kling_emulator: KlingEmulator, run_dag: Callable[..., Any], tmp_path: Path
+) -> None:
+    with DAG("mapped_without_waiting", schedule=None) as dag:
+        KlingGenerateVideoOperator.partial(
+            task_id="operator", wait_for_completion=False, outlets=[Asset("mapped_without_waiting")]
+        ).expand(prompt=["a cat", "a dog"])
+        KlingGenerateVideoOperator.partial(task_id="place", prompt="x", wait_for_completion=False).expand(
+            output_path=[str(tmp_path)]
+        )
+    run = run_dag(dag)
+    assert {ti.state for ti in run.get_task_instances()} == {"failed"}
+    assert kling_emulator.ledger.creates() == []
+
+
 def test_a_file_that_is_there_is_not_fetched_again(kling_emulator: KlingEmulator, tmp_path: Path) -> None:
     arguments = {"output_path": str(tmp_path / "films"), "ledger_path": str(tmp_path / "ledger")}
     first = run_task(lambda: operator(**arguments)).value()
@@ -526,6 +567,62 @@ def test_a_template_that_leads_nowhere_is_told_before_anything_is_sent(kling_emu
     assert isinstance(error, AirflowFailException)
     assert "output_path" in str(error)
     assert kling_emulator.ledger.creates() == []
+
+
+@pytest.mark.parametrize("rendered", [None, "", "None", "../film.mp4"], ids=repr)
+@pytest.mark.parametrize("is_kept", [True, False], ids=["with a ledger", "without one"])
+@pytest.mark.kling_emulator(latency="never")
+def test_a_place_that_is_gone_when_the_task_resumes_does_not_cost_the_paid_video(
+    kling_emulator: KlingEmulator, tmp_path: Path, rendered: str | None, is_kept: bool
+) -> None:
+    place: dict[str, str | None] = {"now": str(tmp_path / "films")}
+    ledger = {"ledger_path": str(tmp_path / "ledger")} if is_kept else {}
+
+    def make() -> KlingGenerateVideoOperator:
+        made = operator(output_path="{{ ti.xcom_pull('where') }}", deferrable=True, **ledger)
+        made.output_path = place["now"]
+        return made
+
+    def complete() -> None:
+        place["now"] = rendered
+        kling_emulator.complete(kling_emulator.ledger.tasks()[0].task_id)
+
+    run = run_task(make, between=complete)
+    (paid,) = kling_emulator.ledger.paid()
+    told = run.error if is_kept else run.error.__cause__  # type: ignore[union-attr]
+    assert type(told) is StorageError
+    assert (told.paid, told.task_id) == (Paid.YES, paid.task_id)
+    assert "output_path" in str(run.error)
+    assert paid.task_id in str(run.error)
+    assert "sent nothing" not in str(run.error)
+    card = run.ti.xcoms["kling_video"]
+    assert (card["state"], card["reason"]) == ("undelivered", "storage")
+    if not is_kept:
+        assert isinstance(run.error, AirflowFailException), "a retry would buy a second video"
+        return
+    assert "A retry fetches it again and buys nothing" in str(run.error)
+
+    place["now"] = str(tmp_path / "films")
+    assert Path(run_task(make).value()["path"]).exists()
+    assert len(kling_emulator.ledger.creates()) == 1
+
+
+@pytest.mark.kling_emulator(latency="never")
+def test_a_place_that_is_gone_when_the_task_resumes_does_not_make_a_failed_video_cost_anything(
+    kling_emulator: KlingEmulator, tmp_path: Path
+) -> None:
+    place: dict[str, str | None] = {"now": str(tmp_path)}
+
+    def make() -> KlingGenerateVideoOperator:
+        made = operator(output_path="{{ ti.xcom_pull('where') }}", deferrable=True)
+        made.output_path = place["now"]
+        return made
+
+    def fail() -> None:
+        place["now"] = None
+        kling_emulator.fail(kling_emulator.ledger.tasks()[0].task_id, "UPSTREAM_FAILED")
+
+    assert type(run_task(make, between=fail).error) is TaskFailedError
 
 
 @both_ways

@@ -106,6 +106,7 @@ class Waiter:
         age: float = 60.0,
         conn_id: str = CONN_ID,
         path: str = "airflow_provider_kling.triggers.kling.KlingVideoTrigger",
+        **more: Any,
     ) -> int:
         """Have it wait, as Airflow writes it down when a task defers. Return the trigger's id."""
         now = time.time()
@@ -116,7 +117,7 @@ class Waiter:
             "submitted_at": now - age,
             "poll_interval": 300.0,
         }
-        return self._wait_with(path, arguments, age)
+        return self._wait_with(path, arguments | more, age)
 
     def _wait_with(self, path: str, arguments: dict[str, Any], age: float) -> int:
         from airflow.models.taskinstance import TaskInstance

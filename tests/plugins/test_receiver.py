@@ -46,10 +46,14 @@ def waiting(waiter: Waiter, service: KlingEmulator) -> tuple[Waiter, str]:
     return waiter, kling_task_id
 
 
+@pytest.mark.parametrize(
+    "more", [{}, {"unrecorded": "Zm9vYmFyYmF6"}], ids=["as ever", "id not in the ledger"]
+)
 def test_the_waiting_task_goes_on_with_the_event_that_its_trigger_would_have_sent(
-    client: Any, service: KlingEmulator, waiting: tuple[Waiter, str], log: Callable[[], list[str]]
+    client: Any, service: KlingEmulator, waiter: Waiter, log: Callable[[], list[str]], more: dict[str, Any]
 ) -> None:
-    waiter, kling_task_id = waiting
+    kling_task_id = create(service)
+    waiter.defer(kling_task_id, **more)
     from airflow.models.trigger import Trigger
     from airflow.utils.session import create_session
 
