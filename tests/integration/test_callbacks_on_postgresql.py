@@ -70,17 +70,17 @@ def test_a_database_that_is_down_is_a_reason_to_call_again(
     for port in proxy.ports:
         token = str(made[0].body["callback_url"]).rpartition("/")[2]
         answer = requests.post(
-            f"http://{LOOPBACK}:{port}{PATH}/{token}", json=body(made[0].task_id), timeout=30
+            f"http://{LOOPBACK}:{port}{PATH}/{token}", json=body(made[0].task_id), timeout=120
         )
         assert (answer.status_code, answer.text) == (503, '{"detail":"Service Unavailable"}')
         read = CallbackToken.read(token)
         assert read is not None
         forged = f"http://{LOOPBACK}:{port}{PATH}/{read.sign('sk_guessed')}"
-        assert requests.post(forged, json=body(made[0].task_id), timeout=30).status_code == 404
+        assert requests.post(forged, json=body(made[0].task_id), timeout=120).status_code == 404
     wait_until(lambda: all(service.ledger.callbacks(task.task_id) for task in made))
     assert {sent.status for task in made for sent in service.ledger.callbacks(task.task_id)} <= {503, None}
     postgresql.start()
-    wait_until(lambda: are_over(airflow, runs), seconds=300)
+    wait_until(lambda: are_over(airflow, runs))
     for dag_id, run_id in runs.items():
         assert airflow.api.run_state(dag_id, run_id) == "success", airflow.why_run_failed(dag_id, run_id)
     made = [service.ledger.task(task.task_id) for task in made]
