@@ -14,7 +14,7 @@ demo:  ## see it work: a real Airflow makes a video (KLING_API_KEY=sk_... for th
 test:  ## lint, types, unit tests on the newest and the oldest Airflow, integration tests on the newest
 	@dev/python -m dev.checks test
 
-acceptance:  ## what takes longer: callbacks between real processes, and the page in a real Chromium, on the newest Airflow
+acceptance:  ## what takes longer, on the newest Airflow: callbacks between real processes, hostile ones, the page in a real Chromium
 	@dev/python -m dev.checks acceptance
 
 matrix:  ## the unit tests on every supported minor version of Airflow, and with the lowest versions allowed

@@ -49,6 +49,7 @@ _TYPED = ("airflow_provider_kling", "dev")
 # Half of a unit test's time is waiting, so two processes a stage keep a lane's processor busy.
 _UNIT = ("-m", "pytest", "--numprocesses=2", "--ignore=tests/integration", "--ignore=tests/browser")
 _INTEGRATION = ("-m", "pytest", "tests/integration")
+_HOSTILE_INPUTS = "5000"  # for each of two tests
 _CALLBACKS = "tests/integration/test_callback*"
 
 
@@ -123,6 +124,15 @@ def callbacks() -> Stage:
     )
 
 
+def hostile_input() -> Stage:
+    """Return the stage that throws far more at the receiver of callbacks than the unit tests do."""
+    return Stage(
+        f"hostile input on Airflow {NEWEST}",
+        NEWEST,
+        (("-m", "pytest", "tests/plugins/test_hostile_input.py", *_own_cache("hostile")),),
+    )
+
+
 def browser(airflow: str, arguments: Sequence[str] = ()) -> Stage:
     """Return the stage that looks at the page of videos in one Airflow's UI."""
     return Stage(
@@ -156,7 +166,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 [unit_with_coverage(), integration_without_callbacks(), unit(OLDEST), *lint()]
             )
         case ["acceptance"]:
-            return _run_side_by_side([callbacks(), browser(NEWEST)])
+            os.environ.setdefault("FUZZ_INPUTS", _HOSTILE_INPUTS)
+            return _run_side_by_side([callbacks(), browser(NEWEST), hostile_input()])
         case ["matrix"]:
             return _run_side_by_side([unit(airflow) for airflow in (*AIRFLOW_VERSIONS, LOWEST)])
         case _:
