@@ -35,7 +35,7 @@ followTheme();
 const filters = new Filters(parts.filters, () => {
   setQuery(filters.toQuery());
   showAll();
-});
+}, leadToHeading);
 const money = new MoneyView(parts.money, () => addUp(Infinity));
 const refresh = new Refresh(async () => {
   if (!wall) return;
@@ -87,7 +87,7 @@ function showAll() {
     failed: (error) => {
       parts.wall.removeAttribute("aria-busy");
       parts.count.textContent = "";
-      parts.notice.replaceChildren(notices.failedToRead(error, showAll));
+      parts.notice.replaceChildren(notices.failedToRead(error, returnToAll));
     },
   });
   parts.wall.setAttribute("aria-busy", "true");
@@ -98,6 +98,16 @@ function showAll() {
 function isFocusLost() {
   const { activeElement } = document;
   return activeElement === null || activeElement === document.body || activeElement.closest("[hidden]") !== null;
+}
+
+/** Show all after a button was pressed that goes away by it. */
+function returnToAll() {
+  showAll();
+  leadToHeading();
+}
+
+function leadToHeading() {
+  parts.title.focus({ preventScroll: true });
 }
 
 function tell() {
@@ -131,7 +141,7 @@ async function showAlone(entry) {
   const back = element("button.button", { type: "button", click: () => {
     filters.read(new URLSearchParams());
     setQuery(new URLSearchParams());
-    showAll();
+    returnToAll();
   } }, "‹ All videos");
   parts.notice.before(element("div.alone-head", {}, back));
   const parameters = new URLSearchParams(IDS.map((name) => [name, entry[name]]));
