@@ -71,7 +71,6 @@ function clear() {
 }
 
 function showAll() {
-  const hadFocus = document.activeElement !== document.body;
   clear();
   document.body.classList.remove("one");
   const dag = filters.dag;
@@ -91,13 +90,6 @@ function showAll() {
     },
   });
   parts.wall.setAttribute("aria-busy", "true");
-  // What was pressed may have gone; when the page is opened the focus stays where it is, in Airflow's menu.
-  if (hadFocus && isFocusLost()) parts.title.focus({ preventScroll: true });
-}
-
-function isFocusLost() {
-  const { activeElement } = document;
-  return activeElement === null || activeElement === document.body || activeElement.closest("[hidden]") !== null;
 }
 
 /** Show all after a button was pressed that goes away by it. */
