@@ -1,5 +1,5 @@
 """
-The page "Kling videos": its static files, and the two routes that read what Airflow's own API does not give.
+The page "Kling videos": its static files, and the routes that read what Airflow's own API does not give.
 
 Airflow mounts the apps of plugins without asking who comes. So the routes ask themselves, with Airflow's own rights:
 whoever may read a Dag's XComs may see its videos. The static files hold no data and are for all.
@@ -39,6 +39,7 @@ from airflow_provider_kling.plugins.stored_videos import (
     card_of,
     find_list,
     find_video,
+    kling_tasks_of,
     open_video,
     read_piece,
 )
@@ -142,6 +143,12 @@ def create_app() -> FastAPI:
                 group.start_soon(look, place)
         told = {"total": page.total, "offset": offset, "limit": limit, "videos": cards}
         return JSONResponse(told, headers=_OF_ALL | _OF_DATA)
+
+    @app.get(of_task + "/kling-tasks", dependencies=may_read)
+    async def kling_tasks(whose: Annotated[Coordinates, Depends(_coordinates)]) -> JSONResponse:
+        """Tell which Kling tasks are a list's, so that what other tasks tell of them is not taken for more videos."""
+        stored, others = await _in_thread(lambda: kling_tasks_of(whose))
+        return JSONResponse({"stored": stored, "others": others}, headers=_OF_ALL | _OF_DATA)
 
     @app.exception_handler(NotPlayedError)
     async def not_played(_: Request, error: NotPlayedError) -> JSONResponse:

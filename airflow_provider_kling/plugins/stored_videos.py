@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 MOST_DOCUMENT_BYTES = 8 * 1024 * 1024
 """Largest document with a list's results that is read. Ten thousand videos take about 5 MB."""
 _KEPT_DOCUMENTS = 4
+_ALL = 1_000_000  # more videos than any list has
 _VIDEO_TYPE = re.compile(r"video/[a-z0-9][a-z0-9.+-]{0,60}")
 _MOST_PATH_CHARACTERS = 4096
 
@@ -198,6 +199,21 @@ def find_list(whose: Coordinates, *, offset: int, limit: int) -> ListPage:
         texts = [] if path is None else _results_in_document(whose, path)
         total, some = len(texts), [json.loads(text) for text in texts[offset : offset + limit]]
     return ListPage(total, [dict(result) if isinstance(result, Mapping) else {} for result in some])
+
+
+def kling_tasks_of(whose: Coordinates) -> tuple[list[str], list[str]]:
+    """
+    Return the ids of a list's Kling tasks: of those whose videos it stored by its own word, and of all others.
+
+    :param whose: the task instance.
+    :raises NotPlayedError: where the results cannot be read, or are not this Dag's.
+    """
+    stored: list[str] = []
+    others: list[str] = []
+    for result in find_list(whose, offset=0, limit=_ALL).results:
+        if isinstance(kling_task_id := result.get("task_id"), str):
+            (stored if paths_of(result) else others).append(kling_task_id)
+    return stored, others
 
 
 def card_of(whose: Coordinates, item: int, result: Mapping[str, Any]) -> dict[str, Any]:

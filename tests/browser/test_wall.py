@@ -301,6 +301,32 @@ def test_the_sums_are_those_of_the_videos_with_recorded_and_estimated_told_apart
     assert screen.inside.get_by_role("img", name="Spent by day").is_visible()
 
 
+def test_a_lists_video_that_another_dag_fetched_is_shown_and_counted_once(look: Look, studio: Studio) -> None:
+    returned = studio.airflow.api.xcom("kling_series", studio.runs["kling_series"], "scenes", "return_value")
+    run_id = studio.start("kling_fetched", kling_task_id=returned["results"][0]["task_id"])
+    try:
+        state = studio.airflow.wait_for_run("kling_fetched", run_id)
+        assert state == "success", studio.airflow.why_run_failed("kling_fetched", run_id)
+        (entry,) = studio.entries("kling_fetched")
+        screen = look(ALONE)
+        screen.settle()
+        # The Dag is offered as soon as the page has met its video, and the video goes when the list has told of it.
+        expect(screen.inside.get_by_label("Dag").locator("option[value=kling_fetched]")).to_be_attached()
+        expect(screen.inside.locator("#wall > li:visible").filter(has_text=entry["run_id"])).to_have_count(0)
+        table = screen.inside.locator(".money table").nth(1)
+        of_series = table.locator("tbody tr").filter(has_text="kling_series").locator("td")
+        expect(of_series.nth(2)).to_have_text("4")
+        expect(table.locator("tbody tr").filter(has_text="kling_fetched")).to_have_count(0)
+
+        # Where its list is not shown, the video is.
+        screen.inside.get_by_label("Dag").select_option("kling_fetched")
+        expect(screen.cards()).to_have_count(1)
+        expect(screen.cards()).to_contain_text("fetch")
+        assert screen.brightness(screen.play(screen.cards().first)) > LOOKS_BLACK
+    finally:
+        studio.airflow.api.call("DELETE", f"dags/kling_fetched/dagRuns/{quote(run_id)}")
+
+
 def test_who_may_not_read_a_dag_sees_none_of_it(look: Look, studio: Studio) -> None:
     run_id = studio.runs["kling_secret"]
     screen = look(person=GUEST)

@@ -116,6 +116,27 @@ def test_a_long_list_is_told_page_by_page_from_its_document(
     assert viewer.get(address(waiter, "files/0?item=6")).content == b"6" * 9
 
 
+@pytest.mark.parametrize("in_document", [False, True])
+def test_a_list_tells_which_kling_tasks_are_its_own_and_which_it_stored(
+    viewer: Viewer, waiter: Waiter, place: str, in_document: bool
+) -> None:
+    refused = failed(ModerationError("It was refused", task_id="k-9"), paid=Paid.NO)
+    link_only = completed(video_result(made("k-8"), ASKED))
+    kept = [*stored_ones(waiter, place, 2), refused, link_only, None]
+    leave(waiter, kept, f"{place}/list.results.json" if in_document else None)
+
+    answer = viewer.get(address(waiter, "kling-tasks"))
+
+    assert answer.json() == {"stored": ["k-0", "k-1"], "others": ["k-9", "k-8"]}
+    assert answer.headers["Cache-Control"] == "private, no-store"
+
+
+def test_what_is_no_kling_task_id_is_not_told_as_one(viewer: Viewer, waiter: Waiter) -> None:
+    odd = [{"task_id": 7}, {"task_id": ["k"]}, {}, None, "k-1", {"task_id": "k-2", "files": "x"}]
+    waiter.push("return_value", {"results": odd})
+    assert viewer.get(address(waiter, "kling-tasks")).json() == {"stored": [], "others": ["k-2"]}
+
+
 def test_a_task_that_pushes_no_result_is_told_from_its_document(
     viewer: Viewer, waiter: Waiter, place: str
 ) -> None:
@@ -152,7 +173,7 @@ def test_another_dags_videos_are_not_told_of(
     leave(theirs, list(kept), path)
     mine.push("return_value", {"results": None, "results_path": path})
     mine.push("kling_video", list_card({}, state=CardState.COMPLETED, results_path=path))
-    for kind in ("videos", "files/0?item=0"):
+    for kind in ("videos", "kling-tasks", "files/0?item=0"):
         answer = viewer.get(address(mine, kind))
         assert (answer.status_code, answer.json()["reason"]) == (404, "refused")
 

@@ -89,8 +89,10 @@ def test_the_page_may_load_nothing_but_itself_and_the_services_videos(anybody: V
 
 
 def test_every_answer_has_a_policy_and_a_type_that_stays(anybody: Viewer, viewer: Viewer) -> None:
-    urls = ["/", f"/static/{STATIC[0]}", "/static/none.js", "/nothing", "/dags/d/runs/r/tasks/t/-1/files/0"]
-    for url in [*urls, "/dags/d/runs/r/tasks/t/x/files/0", "/dags/d/runs/r/tasks/t/-1/videos"]:
+    of_task = [
+        f"/dags/d/runs/r/tasks/t/{its}" for its in ("-1/files/0", "x/files/0", "-1/videos", "-1/kling-tasks")
+    ]
+    for url in ["/", f"/static/{STATIC[0]}", "/static/none.js", "/nothing", *of_task]:
         for somebody in (anybody, viewer):
             answer = somebody.get(PATH + url)
             assert "Content-Security-Policy" in answer.headers, url

@@ -185,7 +185,19 @@ const entry = (dag_id, hour) => (
 const over = { kind: "video", state: "completed", task_id: "k-1", submitted_at: "2026-05-19T08:00:00Z" };
 const asked = { ...over, state: "submitted", waits: false, request: { prompt: "A reef" }, estimated_cost_usd: 0.3 };
 const fetched = { ...over, files: [{ path: "/x.mp4" }], recorded_cost_usd: 0.25 };
-const byDag = (known, ...more) => add(known, NOW, ...more).byDag.map(({ name, recorded, estimated, videos }) => (
+const inList = { kind: "list", state: "completed", submitted_at: "2026-05-19T07:55:00Z",
+  timestamp: "2026-05-19T09:00:00Z", total: 2, completed: 2, estimated_cost_usd: 0.6 };
+let asksFor = [];
+globalThis.fetch = async (address) => {
+  if (address.endsWith("/kling-tasks")) asksFor.push(address.split("/")[4]);
+  return { ok: true, json: async () => ({ stored: ["k-1"], others: ["k-2"], videos: [], total: 0 }) };
+};
+const { Lists } = await import("./lists.js");
+const { Wall } = await import("./wall.js");
+const filters = { dag: null, text: "", needsCards: false, offer() {}, wants: () => true };
+const wallOf = (parts) => new Wall({ index: {}, filters, lists: new Lists(() => {}), node: new Node(), foot: new Node(),
+  open() {}, counted() {}, seen() {}, failed() {}, ...parts });
+const byDag = (known) => add(known, NOW).byDag.map(({ name, recorded, estimated, videos }) => (
   [name, recorded, estimated, videos]));
 """
 
@@ -222,16 +234,117 @@ def test_the_wall_tells_the_sums_what_each_task_left_and_not_what_it_shows(
     told = run(
         SEVERAL_TASKS
         + f"""
-        const {{ Wall }} = await import("./wall.js");
         const known = new Map();
-        const wall = new Wall({{
-          index: {{}}, node: new Node(), foot: new Node(), open() {{}}, counted() {{}}, seen() {{}}, failed() {{}},
-          filters: {{ dag: null, text: "", needsCards: false, offer() {{}}, wants: () => true }},
-          read: ({{ entry, card }}) => known.set(entry.dag_id, {{ entry, card }}),
-        }});
+        const wall = wallOf({{ read: ({{ entry, card }}) => known.set(entry.dag_id, {{ entry, card }}) }});
         const dags = new Map([[asked, entry("asks", "11")], [fetched, entry("fetches", "10")]]);
         for (const value of [{order}]) wall.make(dags.get(value)).learn(value, null);
         console.log(JSON.stringify(byDag([...known.values()])));
         """
     )
     assert told == [["asks", 0.25, 0, 1]]
+
+
+def test_a_lists_video_that_another_task_fetched_counts_once(run: Callable[[str], Any]) -> None:
+    told = run(
+        SEVERAL_TASKS
+        + """
+        const tasks = new Map([["k-1", true], ["k-2", true]]);
+        const list = { entry: entry("makes", "09"), card: cardOf(inList), tasks };
+        const other = { entry: entry("fetches", "10"), card: cardOf(fetched), tasks: null };
+        const fromElsewhere = { ...other, card: cardOf({ ...fetched, task_id: "k-3" }) };
+        const uncounted = { ...list, card: cardOf({ kind: "list", state: "failed" }) };
+        console.log(JSON.stringify([
+          byDag([other, list]), byDag([list, other]), byDag([other, fromElsewhere, list]), byDag([other, uncounted]),
+          byDag([other, { ...list, tasks: null }]),
+        ]));
+        """
+    )
+    of_list, of_fetched = ["makes", 0, 0.6, 2], ["fetches", 0.25, 0, 1]
+    assert told == [[of_list], [of_list], [of_list, of_fetched], [of_fetched], [of_list, of_fetched]]
+
+
+def test_a_list_is_asked_for_its_kling_tasks_once_and_only_where_a_video_may_be_of_it(
+    run: Callable[[str], Any],
+) -> None:
+    told = run(
+        SEVERAL_TASKS
+        + """
+        const rest = (ms) => new Promise((resolve) => { setTimeout(resolve, ms); });
+        async function asks(...values) {
+          asksFor = [];
+          let changes = 0;
+          const lists = new Lists(() => { changes += 1; });
+          values.forEach((value, at) => lists.learn(entry(`d${at}`, "10"), cardOf(value)));
+          await rest(400);
+          values.forEach((value, at) => lists.learn(entry(`d${at}`, "10"), cardOf(value)));
+          await rest(400);
+          const tasks = values.flatMap((_, at) => [...(lists.tasksOf(entry(`d${at}`, "10")) ?? [])]);
+          return { asks: asksFor.length, changes, tasks };
+        }
+        console.log(JSON.stringify([
+          await asks(inList, fetched),
+          await asks(inList),
+          await asks(inList, fetched, asked),
+          await asks({ ...inList, state: "submitted" }, fetched),
+          await asks(inList, { ...fetched, submitted_at: "2026-05-18T08:00:00Z" }),
+          await asks(inList, { ...fetched, submitted_at: "2026-05-19T20:00:00Z" }),
+          await asks(inList, { ...fetched, submitted_at: null }),
+        ]));
+        """
+    )
+    nothing = {"asks": 0, "changes": 0, "tasks": []}
+    its = {"asks": 1, "changes": 1, "tasks": [["k-2", False], ["k-1", True]]}
+    assert told == [its, nothing, nothing, nothing, nothing, nothing, its]
+
+
+def test_a_list_that_ran_again_is_asked_again(run: Callable[[str], Any]) -> None:
+    told = run(
+        SEVERAL_TASKS
+        + """
+        const lists = new Lists(() => {});
+        const rest = (ms) => new Promise((resolve) => { setTimeout(resolve, ms); });
+        lists.learn(entry("fetches", "10"), cardOf(fetched));
+        for (const timestamp of ["2026-05-19T09:00:00Z", "2026-05-19T09:00:00Z", "2026-05-19T11:00:00Z"]) {
+          lists.learn(entry("makes", "09"), cardOf({ ...inList, timestamp }));
+          await rest(400);
+        }
+        console.log(JSON.stringify(asksFor.length));
+        """
+    )
+    assert told == 2
+
+
+def test_a_lists_video_that_another_task_tells_of_is_shown_where_it_can_be_played(
+    run: Callable[[str], Any],
+) -> None:
+    told = run(
+        SEVERAL_TASKS
+        + """
+        async function shown(value, wants = () => true) {
+          const lists = new Lists(() => wall.judgeStrays());
+          const read = ({ entry, card }) => lists.learn(entry, card);
+          const wall = wallOf({ lists, filters: { ...filters, wants }, read });
+          const items = [wall.make(entry("other", "10")), wall.make(entry("list", "09"))];
+          wall.items.push(...items);
+          items[0].learn(value, null);
+          items[1].learn(inList, null);
+          await new Promise((resolve) => { setTimeout(resolve, 400); });
+          return items.map((item) => !item.node.hidden);
+        }
+        const waitedFor = { ...over, task_id: "k-2" };
+        console.log(JSON.stringify({
+          storedByBoth: await shown(fetched),
+          storedByTheOther: await shown({ ...fetched, task_id: "k-2" }),
+          waitedFor: await shown(waitedFor),
+          ofNoList: await shown({ ...fetched, task_id: "k-3" }),
+          listNotWanted: await shown(fetched, (card) => card.kind === "video"),
+        }));
+        """
+    )
+    assert told == {
+        "storedByBoth": [False, True],
+        "storedByTheOther": [True, True],
+        "waitedFor": [False, True],
+        "ofNoList": [True, True],
+        "listNotWanted": [True, False],
+    }

@@ -154,7 +154,7 @@ def test_a_run_id_with_every_character_that_airflow_allows_is_found(
 
 def test_who_is_not_logged_in_gets_nothing(people: Any, film: str, waiter: Waiter) -> None:
     nobody = Viewer(people, {})
-    for url in (film, film + "?download=1", address(waiter, "videos")):
+    for url in (film, film + "?download=1", address(waiter, "videos"), address(waiter, "kling-tasks")):
         answer = nobody.get(url)
         assert answer.status_code == 401
         assert FILM[:100] not in answer.content
@@ -167,7 +167,7 @@ def test_who_may_not_read_the_dag_gets_nothing(
     page: Callable[[str], Viewer], rights: Callable[..., None], film: str, waiter: Waiter
 ) -> None:
     rights(bob=["another_dag"], carol=[waiter.dag_id])
-    for url in (film, address(waiter, "videos")):
+    for url in (film, address(waiter, "videos"), address(waiter, "kling-tasks")):
         answer = page("bob").get(url)
         assert answer.status_code == 403
         assert FILM[:100] not in answer.content

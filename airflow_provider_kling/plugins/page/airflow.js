@@ -71,6 +71,12 @@ export async function readVideosOf(entry, offset, limit) {
   return { videos: answer.videos ?? [], total: answer.total ?? 0 };
 }
 
+/** Kling task ids of a list that is over, each with whether the list stored its video. */
+export async function readKlingTasksOf(entry) {
+  const { stored, others } = await takeTurn(() => fetchJson(`${ownPath(entry)}/kling-tasks`), "background");
+  return new Map([...others.map((id) => [id, false]), ...stored.map((id) => [id, true])]);
+}
+
 /** Where a stored file is played from. */
 export function fileAddress(entry, index, { item = null, download = false } = {}) {
   const parameters = new URLSearchParams();

@@ -9,7 +9,7 @@ const DAY = 24 * 60 * 60 * 1000;
 // What these cost nothing, or nothing is known of it.
 const FREE = new Set(["queued", "failed", "dry_run", "not_submitted", "unknown"]);
 
-/** @param {Array<{entry: object, card: object}>} known */
+/** @param {Array<{entry: object, card: object, tasks: Map|null}>} known with the Kling tasks of lists, as far as known. */
 export function add(known, now = Date.now()) {
   const days = new Map(lastDays(now).map((name) => [name, sum()]));
   const dags = new Map();
@@ -54,10 +54,13 @@ function spentOnList(card) {
   return { recorded, estimated, videos };
 }
 
-/** Several tasks can tell of one video: the one that asked for it paid, or else the one that told of it first. */
+/** Several tasks can tell of one video: the one that asked for it paid (a list too), or else the one that told of it first. */
 function once(known) {
   const byTask = new Map();
   const others = [];
+  // Only of lists that count: what another task tells of a video's cost is better than nothing.
+  const inLists = new Set(known.filter(({ card }) => card.kind === "list" && spentOn(card))
+    .flatMap(({ tasks }) => [...(tasks?.keys() ?? [])]));
   for (const one of known) {
     const id = one.card.kind === "video" ? one.card.klingTaskId : null;
     if (!id) others.push(one);
@@ -67,7 +70,8 @@ function once(known) {
       byTask.set(id, { entry: payerOf(before, one).entry, card: merged(before.card, one.card) });
     }
   }
-  return [...byTask.values(), ...others];
+  const single = [...byTask].filter(([id, { card }]) => card.hasAsked || !inLists.has(id)).map(([, one]) => one);
+  return [...single, ...others];
 }
 
 function payerOf(one, other) {

@@ -7,6 +7,7 @@ import { Filters } from "./filters.js";
 import { query, setQuery } from "./frame.js";
 import { IndexOfVideos, timeOf } from "./index-of-videos.js";
 import { Item } from "./item.js";
+import { Lists } from "./lists.js";
 import { DAYS } from "./money.js";
 import { MoneyView } from "./money-view.js";
 import * as notices from "./notice.js";
@@ -21,6 +22,10 @@ const IDS = ["dag_id", "run_id", "task_id"];
 const parts = Object.fromEntries(["count", "reload", "filters", "money", "notice", "wall", "more", "main"]
   .map((id) => [id, document.getElementById(id)]));
 const known = new Map();
+const lists = new Lists(() => {
+  wall?.judgeStrays();
+  if (hasBegun) drawSoon();
+});
 const everything = new IndexOfVideos(null);
 let index = everything;
 let wall = null;
@@ -72,7 +77,7 @@ function showAll() {
   if (dag === null) index = everything;
   else if (index.dagId !== dag) index = new IndexOfVideos(dag);
   wall = new Wall({
-    index, filters, node: parts.wall, foot: parts.more, open: showAlone, counted: tell,
+    index, filters, lists, node: parts.wall, foot: parts.more, open: showAlone, counted: tell,
     read: (item) => {
       learn(item.entry, item.card);
       refresh.read(item);
@@ -170,6 +175,7 @@ let isDrawn = false;
 
 function learn(entry, card) {
   known.set(keyOf(entry), { entry, card });
+  lists.learn(entry, card);
   if (hasBegun) drawSoon();
 }
 
@@ -212,6 +218,6 @@ function drawSoon() {
     const due = summed();
     const read = due.filter((entry) => known.has(keyOf(entry)));
     if (!due.length) return;
-    money.show(read.map((entry) => known.get(keyOf(entry))), { read: read.length, of: due.length, isReading: isAddingUp });
+    money.show(read.map((entry) => ({ ...known.get(keyOf(entry)), tasks: lists.tasksOf(entry) })), { read: read.length, of: due.length, isReading: isAddingUp });
   }, 300);
 }

@@ -9,8 +9,8 @@ const A_SCREEN = 24; // cards that are looked at together where they have to be 
 
 export class Wall {
   /**
-   * @param {object} parts `index`, `filters`, `node` (the list), `foot` (below it), `read(item)` when an item's card
-   *   is known, `open(entry)`, `seen(item, isSeen)`, `counted()`, `failed(error)`.
+   * @param {object} parts `index`, `filters`, `lists`, `node` (the list), `foot` (below it), `read(item)` when an item's
+   *   card is known, `open(entry)`, `seen(item, isSeen)`, `counted()`, `failed(error)`.
    */
   constructor(parts) {
     Object.assign(this, parts);
@@ -121,7 +121,7 @@ export class Wall {
   /** Show it or hide it. */
   async judge(item) {
     const { filters } = this;
-    let wanted = !item.isGone && (!filters.dag || item.entry.dag_id === filters.dag);
+    let wanted = !item.isGone && !this.isInList(item) && (!filters.dag || item.entry.dag_id === filters.dag);
     if (wanted && item.card) wanted = filters.wants(item.card);
     else if (wanted) wanted = !filters.needsCards;
     item.node.hidden = !wanted;
@@ -129,6 +129,22 @@ export class Wall {
       item.node.hidden = (await item.view.narrow(filters.text)) === 0 && Boolean(filters.text);
       this.counted();
     }
+    if (this.lists.tasksOf(item.entry)) this.judgeStrays();
+  }
+
+  /** Show or hide what tasks tell of that asked for nothing: it may be in a list that is shown here. */
+  judgeStrays() {
+    this.items.filter(isStray).forEach((item) => this.judge(item));
+    this.counted();
+  }
+
+  /** Whether a list that is shown here shows this video too, and can play it as well. */
+  isInList(item) {
+    if (!isStray(item)) return false;
+    return this.items.some((list) => {
+      const tasks = list.card?.kind === "list" && !list.node.hidden ? this.lists.tasksOf(list.entry) : null;
+      return tasks?.has(item.card.klingTaskId) && (tasks.get(item.card.klingTaskId) || !item.card.files.length);
+    });
   }
 
   /** How many are shown, and of how many it is known whether they are to be. */
@@ -137,6 +153,10 @@ export class Wall {
     const inLists = items.reduce((sum, { card }) => sum + (card?.kind === "list" ? card.counts.total - 1 : 0), 0);
     return { shown: items.length, inLists, looked: this.items.length, isOver: this.isOver, total: this.index.total };
   }
+}
+
+function isStray({ card }) {
+  return card?.kind === "video" && !card.hasAsked && card.klingTaskId !== null;
 }
 
 export function foot() {

@@ -7,7 +7,7 @@ from typing import Any
 from airflow.sdk import DAG, Param
 
 from airflow_provider_kling.operators.batch import KlingGenerateVideoBatchOperator
-from airflow_provider_kling.operators.kling import KlingGenerateVideoOperator
+from airflow_provider_kling.operators.kling import KlingDownloadVideoOperator, KlingGenerateVideoOperator
 
 FOLDER = "{{ params.folder }}/{dag_id}/{kling_task_id}.{ext}"
 STORED: dict[str, Any] = {"output_path": FOLDER, "poll_interval": 1}
@@ -49,6 +49,11 @@ with DAG("kling_series", schedule=None, params=PARAMS):
         max_in_flight=5,
         fail_on="none",
         **STORED,
+    )
+
+with DAG("kling_fetched", schedule=None, params=PARAMS | {"kling_task_id": Param("", type="string")}):
+    KlingDownloadVideoOperator(
+        task_id="fetch", kling_task_id="{{ params.kling_task_id }}", output_path=FOLDER, poll_interval=1
     )
 
 with DAG("kling_refused", schedule=None, params=PARAMS):
