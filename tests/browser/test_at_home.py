@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -100,6 +101,62 @@ def test_a_video_is_found_and_played_with_the_keyboard_alone(look: Look) -> None
     assert screen.frame.evaluate("() => document.activeElement.tagName") == "VIDEO"
     screen.page.keyboard.press("Space")
     screen.frame.wait_for_function("(video) => video.paused", arg=video.element_handle())
+
+
+def test_choosing_another_result_leaves_the_keyboard_where_it_is(look: Look, studio: Studio) -> None:
+    left = studio.card("kling_studio", "portrait")
+    # The second has a file of its own nowhere, so it tells why it cannot be played.
+    studio.rewrite("kling_studio", "portrait", {**left, "files": left["files"] * 2})
+    try:
+        screen = look(f"{ALONE}?dag=kling_studio")
+        screen.settle()
+        card = screen.card("A lighthouse in fog")
+        choice = card.get_by_label("Which of the results")
+        download = card.get_by_role("link", name="Download")
+        expect(download).to_have_attribute("href", re.compile(r"/files/0\?download=1$"))
+        choice.focus()
+
+        screen.page.keyboard.press("ArrowDown")
+
+        expect(choice).to_have_value("1")
+        expect(choice).to_be_focused()
+        expect(download).to_have_attribute("href", re.compile(r"/files/1\?download=1$"))
+        expect(card.locator(".stage")).to_contain_text("Cannot be played")
+        expect(card.locator(".reason")).not_to_be_empty()
+        expect(choice).to_be_focused()
+
+        screen.page.keyboard.press("ArrowUp")
+
+        expect(choice).to_have_value("0")
+        expect(choice).to_be_focused()
+        expect(card.locator(".reason")).to_have_count(0)
+        screen.play(card)
+    finally:
+        studio.rewrite("kling_studio", "portrait", left)
+
+
+def test_the_way_back_to_all_videos_leads_the_keyboard_to_the_heading(look: Look) -> None:
+    screen = look(ALONE)
+    screen.settle()
+    heading = screen.inside.get_by_role("heading", name="Kling videos")
+    expect(screen.page.locator("body")).to_be_focused()  # and nothing takes it when the page is opened
+
+    screen.card("A lighthouse in fog").get_by_role("button", name="Show alone").press("Enter")
+    back = screen.inside.get_by_role("button", name="All videos")
+    expect(back).to_be_focused()
+    back.press("Enter")
+    expect(heading).to_be_focused()
+
+    screen.inside.get_by_label("State").select_option("failed")
+    expect(screen.cards()).to_have_count(1)
+    screen.inside.locator("#filters").get_by_role("button", name="Clear filters").press("Enter")
+    expect(heading).to_be_focused()
+
+    screen.inside.get_by_label("Prompt").fill("nowhere to be found")
+    expect(screen.inside.get_by_role("heading", name="No video matches")).to_be_visible()
+    expect(screen.inside.get_by_label("Prompt")).to_be_focused()
+    screen.inside.locator(".notice").get_by_role("button", name="Clear filters").press("Enter")
+    expect(heading).to_be_focused()
 
 
 def test_a_screen_reader_hears_a_heading_for_each_video_and_the_sums_as_tables(look: Look) -> None:

@@ -380,6 +380,7 @@ def test_an_api_server_that_fails_is_told_and_asked_again(look: Look) -> None:
     screen.page.unroute("**/xcomEntries?*")
     notice.get_by_role("button", name="Try again").click()
     expect(screen.card("A girl dancing")).to_be_visible()
+    expect(screen.inside.get_by_role("heading", name="Kling videos")).to_be_focused()
 
 
 def test_a_file_that_is_gone_is_told_on_its_card(look: Look, studio: Studio) -> None:

@@ -29,6 +29,8 @@ export class CardView {
     this.open = open;
     this.player = null;
     this.clock = null;
+    this.trouble = null;
+    this.download = null;
     this.shown = 0;
     this.isVisible = false;
     this.titleId = `video-${(ids += 1)}`;
@@ -58,6 +60,16 @@ export class CardView {
     this.node.dataset.klingTask = card.klingTaskId ?? "";
     const stage = this.stage(card);
     this.node.replaceChildren(stage, this.body(card));
+    if (this.isVisible) this.player?.wake();
+  }
+
+  /** Show another of the results. Only what differs is made anew: whoever chose keeps the focus. */
+  choose(at) {
+    this.shown = at;
+    this.trouble?.remove();
+    this.node.querySelector(".stage").replaceWith(this.stage(this.card));
+    const before = this.download;
+    before.replaceWith(this.downloadLink(this.card));
     if (this.isVisible) this.player?.wake();
   }
 
@@ -125,8 +137,8 @@ export class CardView {
   broken(message) {
     this.player = null;
     this.node.querySelector(".stage")?.replaceWith(blank("none", "Cannot be played"));
-    const reason = element("p.reason", { role: "status" }, message);
-    this.node.querySelector(".place")?.before(reason);
+    this.trouble = element("p.reason", { role: "status" }, message);
+    this.node.querySelector(".place")?.before(this.trouble);
   }
 
   body(card) {
@@ -175,11 +187,7 @@ export class CardView {
     const what = shortened(card.prompt ?? this.entry.task_id);
     const nodes = [];
     if (card.files.length) {
-      const at = Math.min(this.shown, card.files.length - 1);
-      const address = fileAddress(this.entry, at, { item: card.item, download: true });
-      const bytes = card.files[at].size_bytes;
-      nodes.push(letDownload(element("a.button", { href: address, "aria-label": `Download: ${what}` },
-        icon(...ICONS.download), "Download", bytes ? element("span.dim", {}, words.size(bytes)) : null)));
+      nodes.push(this.downloadLink(card));
     } else if (card.link && !isExpired(card)) {
       nodes.push(leadAway(element("a.button", { href: card.link, "aria-label": `Open at the service: ${what}` },
         icon(...ICONS.away), "Open at the service")));
@@ -189,16 +197,24 @@ export class CardView {
     return nodes.length ? element("p.actions", {}, ...nodes) : null;
   }
 
+  downloadLink(card) {
+    const at = Math.min(this.shown, card.files.length - 1);
+    const address = fileAddress(this.entry, at, { item: card.item, download: true });
+    const bytes = card.files[at].size_bytes;
+    this.download = letDownload(element("a.button", { href: address,
+      "aria-label": `Download: ${shortened(card.prompt ?? this.entry.task_id)}` },
+      icon(...ICONS.download), "Download", bytes ? element("span.dim", {}, words.size(bytes)) : null));
+    return this.download;
+  }
+
   aloneButton(what) {
     return element("button.button.quiet.alone", { type: "button", "aria-label": `Show alone: ${what}`,
       title: "Show this alone", click: () => this.open(this.entry) }, icon(...ICONS.open));
   }
 
   choice(card) {
-    const select = element("select", { "aria-label": "Which of the results", change: () => {
-      this.shown = Number(select.value);
-      this.show(card);
-    } }, ...card.files.map((_, at) => element("option", { value: at }, `${at + 1} of ${card.files.length}`)));
+    const select = element("select", { "aria-label": "Which of the results",
+      change: () => this.choose(Number(select.value)) }, ...card.files.map((_, at) => element("option", { value: at }, `${at + 1} of ${card.files.length}`)));
     select.value = String(this.shown);
     return select;
   }

@@ -9,9 +9,14 @@ const DAY = 24 * 60 * 60 * 1000;
 const PAUSE = 250; // ms without a key before a word counts
 
 export class Filters {
-  constructor(form, changed) {
+  /**
+   * @param {() => void} changed a person wants to see something else.
+   * @param {() => void} cleared they wanted to see all, and the button for that is gone.
+   */
+  constructor(form, changed, cleared) {
     this.form = form;
     this.changed = changed;
+    this.cleared = cleared;
     this.timer = null;
     form.addEventListener("submit", (event) => event.preventDefault());
     form.addEventListener("change", () => this.tell());
@@ -50,6 +55,7 @@ export class Filters {
   clear() {
     for (const name of NAMES) this.form.elements[name].value = "";
     this.tell();
+    this.cleared();
   }
 
   tell() {

@@ -19,7 +19,7 @@ import * as words from "./words.js";
 const SUMMED_UNASKED = 500; // tasks that are read for the sums before anybody asks for them
 const IDS = ["dag_id", "run_id", "task_id"];
 
-const parts = Object.fromEntries(["count", "reload", "filters", "money", "notice", "wall", "more", "main"]
+const parts = Object.fromEntries(["title", "count", "reload", "filters", "money", "notice", "wall", "more", "main"]
   .map((id) => [id, document.getElementById(id)]));
 const known = new Map();
 const lists = new Lists(() => {
@@ -35,7 +35,7 @@ followTheme();
 const filters = new Filters(parts.filters, () => {
   setQuery(filters.toQuery());
   showAll();
-});
+}, leadToHeading);
 const money = new MoneyView(parts.money, () => addUp(Infinity));
 const refresh = new Refresh(async () => {
   if (!wall) return;
@@ -86,10 +86,20 @@ function showAll() {
     failed: (error) => {
       parts.wall.removeAttribute("aria-busy");
       parts.count.textContent = "";
-      parts.notice.replaceChildren(notices.failedToRead(error, showAll));
+      parts.notice.replaceChildren(notices.failedToRead(error, returnToAll));
     },
   });
   parts.wall.setAttribute("aria-busy", "true");
+}
+
+/** Show all after a button was pressed that goes away by it. */
+function returnToAll() {
+  showAll();
+  leadToHeading();
+}
+
+function leadToHeading() {
+  parts.title.focus({ preventScroll: true });
 }
 
 function tell() {
@@ -123,7 +133,7 @@ async function showAlone(entry) {
   const back = element("button.button", { type: "button", click: () => {
     filters.read(new URLSearchParams());
     setQuery(new URLSearchParams());
-    showAll();
+    returnToAll();
   } }, "‹ All videos");
   parts.notice.before(element("div.alone-head", {}, back));
   const parameters = new URLSearchParams(IDS.map((name) => [name, entry[name]]));
