@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 _PROGRAMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 _INSTALL_LIMIT = 600.0  # seconds
+_START_LIMIT = 180_000.0  # ms: a busy machine has taken longer than the 30 s that are usual
 _MISSING = """There is no Chromium to look at the page with, and Playwright could not install one:
 
 {why}
@@ -42,6 +43,7 @@ def chromium() -> Iterator[Browser]:
         try:
             browser = playwright.chromium.launch(
                 executable_path=path,
+                timeout=_START_LIMIT,
                 # Chromium's own sandbox does not work for root, which is who runs in many containers.
                 args=["--no-sandbox"] if os.geteuid() == 0 else [],
             )

@@ -29,7 +29,14 @@ PEOPLE = {PRODUCER: "admin", GUEST: "viewer", STRANGER: "viewer"}
 PASSWORD = "of a test"
 
 
-expect.set_options(timeout=20_000)
+PATIENCE, PATIENCE_WITH_PAGES = 120_000, 180_000  # ms
+"""
+How long what is to happen may take, and how long a page may take to come.
+
+Many times what either takes on a quiet machine; what is waited for in vain is the only thing that takes longer by it.
+"""
+
+expect.set_options(timeout=PATIENCE)
 
 
 @dataclass(frozen=True)
@@ -157,6 +164,8 @@ def look(browser: Browser, studio: Studio) -> Iterator[Callable[..., Screen]]:
             **options,
         )
         contexts.append(context)
+        context.set_default_timeout(PATIENCE)
+        context.set_default_navigation_timeout(PATIENCE_WITH_PAGES)
         if person is not None:
             token = studio.airflow.api.token((person, PASSWORD))
             context.add_cookies([{"name": "_token", "value": token, "url": studio.airflow.url}])

@@ -61,13 +61,18 @@ class Screen:
 
     def settle(self) -> None:
         """Wait until every card that is in sight is read."""
-        expect(self.inside.locator("article.card:visible").first).to_be_visible(timeout=20_000)
+        expect(self.inside.locator("article.card:visible").first).to_be_visible()
         self.frame.wait_for_function(
             """() => [...document.querySelectorAll("article.card[aria-busy]")].every((card) => {
               const { top, bottom } = card.getBoundingClientRect();
               return bottom < 0 || top > innerHeight || card.closest("[hidden]");
             })"""
         )
+
+    def add_up(self) -> None:
+        """Wait until all videos are added up. Before the sums are drawn, they do not say that one is missing."""
+        expect(self.inside.locator("#money")).to_be_visible()
+        expect(self.inside.locator(".money-state")).to_have_text("")
 
     def play(self, card: Locator) -> Locator:
         """Press Play on a card, wait until its time moves, and return the player."""
@@ -78,9 +83,7 @@ class Screen:
 
     def wait_until_it_moves(self, video: Locator) -> None:
         """Wait until a player has played for a moment."""
-        self.frame.wait_for_function(
-            "(video) => video.currentTime > 0.3", arg=video.element_handle(), timeout=15_000
-        )
+        self.frame.wait_for_function("(video) => video.currentTime > 0.3", arg=video.element_handle())
 
     @staticmethod
     def brightness(video: Locator) -> float:
