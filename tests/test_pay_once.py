@@ -965,6 +965,16 @@ def test_a_ledger_that_another_workers_attempt_would_not_find_is_refused_before_
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("operator", [KlingGenerateVideoOperator, KlingGenerateVideoBatchOperator])
+@pytest.mark.parametrize("path", ["kling-ledger", "~/kling-ledger", "file://kling-ledger"])
+def test_a_ledger_that_another_workers_attempt_would_not_find_is_told_when_the_dag_is_parsed(
+    operator: Callable[..., Any], path: str
+) -> None:
+    asked = {"requests": ["x"]} if operator is KlingGenerateVideoBatchOperator else {"prompt": "x"}
+    with pytest.raises(ValueError, match=f"ledger_path {path!r}"):
+        operator(task_id="make", ledger_path=path, **asked)
+
+
 @pytest.mark.parametrize("name", ["on_unknown_submission", "on_expired_result"])
 def test_a_policy_that_does_not_exist_is_refused_at_parse_time(name: str) -> None:
     with pytest.raises(ValueError, match=f"{name} must be 'fail' or 'resubmit'; got 'retry'"):

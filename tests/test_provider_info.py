@@ -220,7 +220,7 @@ def test_older_airflows_get_the_same_fields() -> None:
 
 
 def test_the_form_offers_exactly_what_the_connection_can_say() -> None:
-    own = {"conn_id", "base_url", "key", "price_changes"}
+    own = {"conn_id", "conn_type", "base_url", "key", "price_changes"}
     settable = set(ConnectionSettings.__dataclass_fields__) - own | {"ca_bundle", "prices"}
     assert set(CONNECTION_TYPE["conn-fields"]) == settable
 

@@ -41,7 +41,7 @@ from airflow_provider_kling.hooks.settings import DEFAULT_CONN_ID
 from airflow_provider_kling.ledger import SubmissionKey
 from airflow_provider_kling.lineage import lineage_of_many
 from airflow_provider_kling.links.kling import KlingVideoLink
-from airflow_provider_kling.output_path import Coordinates, OutputPath, uri_of
+from airflow_provider_kling.output_path import Coordinates, OutputPath, check_ledger_path, uri_of
 from airflow_provider_kling.settlement import keep_from_buying_again
 from airflow_provider_kling.submission import OnExpiredResult, OnUnknownSubmission
 from airflow_provider_kling.waiting import DEFAULT_POLL_INTERVAL, DEFAULT_TIMEOUT, end_of_attempt
@@ -208,6 +208,8 @@ class KlingGenerateVideoBatchOperator(BaseOperator):
             return
         if faults := literal_faults(requests, self._common()):
             raise InvalidRequestError(faults)
+        if self.ledger_path:
+            check_ledger_path(str(self.ledger_path))
 
     def execute(self, context: Context) -> dict[str, Any]:
         """

@@ -49,7 +49,7 @@ from airflow_provider_kling.ledger import open_ledger
 from airflow_provider_kling.lineage import lineage
 from airflow_provider_kling.links.kling import KlingVideoLink
 from airflow_provider_kling.order import Order
-from airflow_provider_kling.output_path import check_output_path
+from airflow_provider_kling.output_path import check_ledger_path, check_output_path
 from airflow_provider_kling.settlement import keep_from_buying_again
 from airflow_provider_kling.submission import OnExpiredResult, OnUnknownSubmission
 from airflow_provider_kling.waiting import (
@@ -389,6 +389,8 @@ class KlingGenerateVideoOperator(BaseOperator):
         late = frozenset(name for name, value in fields.items() if comes_later(value))
         if faults := find_faults(fields, unknown=late):
             raise InvalidRequestError(faults)
+        if self.ledger_path:
+            check_ledger_path(str(self.ledger_path))
         self._check_output()
 
     def _check_wait(self) -> None:
