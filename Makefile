@@ -17,8 +17,8 @@ test:  ## lint, types, unit tests on the newest and the oldest Airflow, integrat
 acceptance:  ## what takes longer, on the newest Airflow: callbacks between real processes, hostile ones, the page in a real Chromium
 	@dev/python -m dev.checks acceptance
 
-matrix:  ## the unit tests on every supported minor version of Airflow, and with the lowest versions allowed
-	@dev/python -m dev.checks matrix
+matrix:  ## the unit tests on every supported minor version of Airflow, and with the lowest versions (ARGS=--rest: but those of test)
+	@dev/python -m dev.checks matrix $(ARGS)
 
 lint:  ## ruff and strict mypy
 	@dev/python -m dev.checks lint

@@ -1,7 +1,7 @@
 """
 What ``make test`` and its kin run: each stage in the environment that it belongs to, side by side.
 
-    python -m dev.checks test | acceptance | matrix | lint | format
+    python -m dev.checks test | acceptance | matrix [--rest] | lint | format
     python -m dev.checks unit | integration | browser [ARGUMENT OF PYTEST...]
 
 One line a stage, with pytest's own closing line below it, and the whole output of a stage that fails. Standard library
@@ -170,6 +170,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _run_side_by_side([callbacks(), browser(NEWEST), hostile_input()])
         case ["matrix"]:
             return _run_side_by_side([unit(airflow) for airflow in (*AIRFLOW_VERSIONS, LOWEST)])
+        case ["matrix", "--rest"]:
+            tested = (NEWEST, OLDEST)  # by "test", on the same tree
+            rest = [airflow for airflow in AIRFLOW_VERSIONS if airflow not in tested]
+            return _run_side_by_side([unit(airflow) for airflow in (*rest, LOWEST)])
         case _:
             print(__doc__, file=sys.stderr)
             return 2
