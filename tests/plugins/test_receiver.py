@@ -353,6 +353,8 @@ def test_a_database_that_is_down_is_a_reason_to_come_again(
         assert post(client, token, body_of(kling_task_id)) == AGAIN
         unknown = waiter.token(service.api_key, conn_id="stored_in_the_database")
         assert post(client, unknown, body_of(kling_task_id)) == AGAIN, "it may be there"
+        forged = waiter.token("sk_guessed")
+        assert post(client, forged, body_of(kling_task_id)) == WRONG, "no database makes that right"
     assert not any("secret" in line for line in log())
     assert post(client, token, body_of(kling_task_id)) == TAKEN
 
