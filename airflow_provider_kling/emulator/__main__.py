@@ -6,7 +6,6 @@ import argparse
 import signal
 import ssl
 import sys
-import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -83,6 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+_ENDING = (signal.SIGINT, signal.SIGTERM)
 _SETTINGS = (
     "balance",
     "latency",
@@ -101,10 +101,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     if (given.tls_cert is None) is not (given.tls_key is None):
         parser.error("--tls-cert and --tls-key go together")
-    ending = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: ending.set())
+    # No handlers: one that comes in the moment in which the wait for it begins would be seen after the next one only.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+    try:
+        return _run(parser, given)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
+
+def _run(parser: argparse.ArgumentParser, given: argparse.Namespace) -> int:
     from pydantic import ValidationError
 
     from airflow_provider_kling.emulator.faults import Fault
@@ -138,7 +143,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     sys.stdout.flush()
     try:
-        ending.wait()
+        signal.sigwait(_ENDING)
     finally:
         emulator.stop()
     paid = emulator.ledger.paid()

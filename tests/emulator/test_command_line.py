@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import socket
 import subprocess
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -61,23 +59,13 @@ def test_a_busy_port_is_told_in_a_line(tmp_path: Path) -> None:
 
 
 def in_process(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
-    """Run it here until it has printed what it prints, then end it as Ctrl-C does."""
-
-    def end() -> None:
-        deadline = time.monotonic() + 20
-        while signal.getsignal(signal.SIGINT) is usual and time.monotonic() < deadline:
-            time.sleep(0.005)
-        os.kill(os.getpid(), signal.SIGINT)
-
-    usual = signal.getsignal(signal.SIGINT)
-    ending = threading.Thread(target=end)
-    ending.start()
+    """Run it here, and end it as Ctrl-C does as soon as it waits for that."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    signal.pthread_kill(threading.get_ident(), signal.SIGINT)
     try:
         status = command.main(arguments)
     finally:
-        ending.join()
-        signal.signal(signal.SIGINT, usual)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return status, capsys.readouterr().out
 
 
