@@ -77,7 +77,7 @@ def task_id_in(value: Any) -> str:
 
 def read_output_path(template: Any, conn_id: str | None) -> OutputPath:
     """
-    Read where files go, when templates are rendered.
+    Read where files go, when templates are rendered; one may have rendered to nothing.
 
     :raises ValueError: where they cannot go there.
     """
