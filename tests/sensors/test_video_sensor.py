@@ -158,6 +158,7 @@ def test_a_task_that_the_service_does_not_know_ends_the_wait_at_once(deferrable:
     assert isinstance(run.error, AirflowFailException)
     assert type(run.error.__cause__) is TaskNotFoundError
     assert "no-such-task" in str(run.error)
+    assert run.deferrals == []
 
 
 @both_ways
