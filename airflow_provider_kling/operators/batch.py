@@ -284,7 +284,11 @@ class KlingGenerateVideoBatchOperator(BaseOperator):
                     # Whatever renders otherwise by now: first what is paid for has to be known.
                     batch = Batch(self, context, hook, ledger)
                 else:
-                    items, results_at = self._rendered(context)
+                    try:
+                        items, results_at = self._rendered(context)
+                    except KlingError as error:
+                        batch = Batch(self, context, hook, ledger)
+                        batch.refuse(error)
                     batch = Batch(self, context, hook, ledger, items, results_at) if items else None
                 yield batch
             except KlingError as error:
