@@ -711,6 +711,45 @@ def test_a_video_that_failed_elsewhere_ends_the_download_for_good(
     assert "run the task that submitted it again" in str(error)
 
 
+@renders_to_no_place
+@pytest.mark.kling_emulator(latency="never")
+def test_a_place_that_is_gone_when_a_download_resumes_does_not_cost_the_paid_video(
+    kling_emulator: KlingEmulator, tmp_path: Path, value: str | None
+) -> None:
+    submitted = run_task(lambda: operator(wait_for_completion=False)).value()
+    place: dict[str, str | None] = {"now": str(tmp_path)}
+
+    def make() -> KlingDownloadVideoOperator:
+        arguments = {"task_id": submitted["task_id"], "deferrable": True}
+        return rendered(downloader, arguments, output_path=place["now"])
+
+    def complete() -> None:
+        place["now"] = value
+        kling_emulator.complete(submitted["task_id"])
+
+    run = run_task(make, between=complete)
+    assert type(run.error) is StorageError, "Airflow retries it"
+    assert (run.error.paid, run.error.task_id) == (Paid.YES, submitted["task_id"])
+    assert "output_path" in str(run.error)
+    assert str(run.error).endswith(
+        "The video is paid for, and its link is good for 7 days. A retry fetches it again and buys nothing."
+    )
+    assert "sent nothing" not in str(run.error)
+    card = run.ti.xcoms["kling_video"]
+    assert (card["state"], card["reason"]) == ("undelivered", "storage")
+
+    place["now"] = str(tmp_path)
+    assert Path(run_task(make).value()["path"]).exists()
+
+
+def test_a_download_to_no_place_is_told_before_it_waits(kling_emulator: KlingEmulator) -> None:
+    arguments = {"task_id": "task-1", "deferrable": True}
+    run = run_task(lambda: rendered(downloader, arguments, output_path=""))
+    assert isinstance(run.error, AirflowFailException)
+    assert "output_path" in str(run.error)
+    assert kling_emulator.ledger.requests() == []
+
+
 @pytest.mark.kling_emulator(latency="never")
 def test_a_download_gives_up_at_its_timeout_and_may_be_retried(
     kling_emulator: KlingEmulator, tmp_path: Path
