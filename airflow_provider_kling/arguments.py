@@ -77,23 +77,19 @@ def task_id_in(value: Any) -> str:
 
 def read_output_path(template: Any, conn_id: str | None) -> OutputPath:
     """
-    Read where files go, when templates are rendered.
+    Read where files go, when templates are rendered; one may have rendered to nothing.
 
     :raises ValueError: where they cannot go there.
     """
     return OutputPath(text_of(template) or "", conn_id)
 
 
-def output_at(template: Any, conn_id: str | None) -> OutputPath:
-    """
-    Read where files go, before anything is sent.
-
-    :raises AirflowFailException: where they cannot go there.
-    """
+def output_or_fault(template: Any, conn_id: str | None) -> OutputPath | ValueError:
+    """Read where files go, or what is wrong with that place: a video may be paid for by then, and comes first."""
     try:
         return read_output_path(template, conn_id)
     except ValueError as error:
-        raise AirflowFailException(f"{error} This attempt has sent nothing.") from error
+        return error
 
 
 def ledger_at(path: Any) -> str:

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeGuard, TypeVar
 
 from airflow.providers.common.compat.sdk import AirflowConfigException
 
@@ -215,6 +215,7 @@ class Batch:
         self._orders: dict[int, Order] = {}
         self._waits: dict[int, tuple[Waiting, float]] = {}
         self._entries: dict[int, Entry] = {}
+        self._has_found_entries = False
         self._unknown_in_a_row = 0
         self._estimated_cost_usd: float | None = None
         self._card_before: Mapping[str, Any] | None = None
@@ -234,28 +235,41 @@ class Batch:
         :return: what goes to XCom.
         :raises KlingError: where the task fails.
         """
-        self._check_form()
-        if len(self._items) > MOST_IN_XCOM and self._results_at is None:
-            raise KlingError(
-                f"The outcome of {len(self._items)} videos is too much for XCom, which takes {MOST_IN_XCOM}",
-                next_step=(
-                    "Nothing was sent and nothing was billed. Set output_path, or ledger_path: a document with all "
-                    "results is kept there. A retry cannot help."
-                ),
-            )
-        self._ledger.begin()
-        self._state = replace(
-            self._state,
-            attempt=self._ledger.attempt,
-            attempt_ends_at=attempt_ends_at,
-            progress_at=time.time(),
-        )
-        self._find_entries()
-        self._keep_what_is_there()
-        self._check_money()
-        self._announce()
         with self._telling_what_is_paid():
+            self._ledger.begin()
+            self._state = replace(
+                self._state,
+                attempt=self._ledger.attempt,
+                attempt_ends_at=attempt_ends_at,
+                progress_at=time.time(),
+            )
+            self._check_form()
+            if len(self._items) > MOST_IN_XCOM and self._results_at is None:
+                raise KlingError(
+                    f"The outcome of {len(self._items)} videos is too much for XCom, which takes {MOST_IN_XCOM}",
+                    next_step=(
+                        "Nothing was sent and nothing was billed. Set output_path, or ledger_path: a document with all "
+                        "results is kept there. A retry cannot help."
+                    ),
+                )
+            self._find_entries()
+            self._keep_what_is_there()
+            self._check_money()
+            self._announce()
             return self._go_on()
+
+    def refuse(self, error: KlingError) -> NoReturn:
+        """
+        End an attempt that has no list, since that cannot be read.
+
+        :param error: why.
+        :raises KlingError: the error, which tells what earlier attempts paid for.
+        :raises LedgerError: in its place, where the ledger cannot tell.
+        """
+        with self._telling_what_is_paid():
+            if not self._operator.is_dry_run:
+                self._ledger.begin()
+            raise error
 
     def resume(
         self, event: BatchEvent, rendered: Callable[[], tuple[Sequence[Item], str | None]]
@@ -272,6 +286,7 @@ class Batch:
             self._state = event.state
             self._ledger.resume(event.state.attempt)
             self._entries = self._ledger.of_attempt()
+            self._has_found_entries = True
             if len(self._entries) < event.state.known:
                 raise LedgerError(
                     f"The ledger at {self._ledger.place} holds {len(self._entries)} of the {event.state.known} videos "
@@ -441,16 +456,21 @@ class Batch:
             )
 
     def _may_be_billed(self) -> bool:
-        """Tell whether anything that this attempt asked for or took up is or may be billed, as far as is known."""
-        return bool(self._state.billable) or any(entry.may_be_billed for entry in self._entries.values())
+        """Tell whether anything that the task asked for is or may be billed, as far as is known."""
+        return bool(self._state.billable) or any(entry.may_be_billed for entry in self._concerned())
 
     def _open_first(self) -> list[str]:
-        """Return the Kling task ids of this attempt, those of videos that are not over yet before the others."""
+        """Return the Kling task ids of what the task asked for, those that are not over yet before the others."""
         is_over = {
             entry.kling_task_id: entry.ended is not None
-            for entry in sorted(self._entries.values(), key=lambda entry: entry.index)
+            for entry in sorted(self._concerned(), key=lambda entry: entry.index)
         }
         return sorted((its for its in is_over if its is not None), key=is_over.__getitem__)
+
+    def _concerned(self) -> list[Entry]:
+        """Return what this attempt has, and before it knows what that is, all that earlier ones bought."""
+        earlier = () if self._has_found_entries else self._ledger.of_no_place()
+        return [*self._entries.values(), *earlier]
 
     # Before anything is paid
 
@@ -472,6 +492,7 @@ class Batch:
                 faults += [at_place(index, fault) for fault in error.faults]
         if faults:
             raise InvalidRequestError(faults)
+        self._has_found_entries = True
 
     def _bind(self, index: int) -> Entry:
         order = self._order(index)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from airflow_provider_kling.api.errors import KlingError, TaskFailedError
+from airflow_provider_kling.api.errors import KlingError, TaskFailedError, TaskNotFoundError
 from airflow_provider_kling.waiting import AskAgain, Over
 
 if TYPE_CHECKING:
@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 def of_a_task_made_elsewhere(error: KlingError, kling_task_id: str) -> None:
     """Let an error that ends the wait for what another task asked for say so: whether to ask again is for that one."""
-    if not isinstance(error, TaskFailedError):
+    if isinstance(error, TaskNotFoundError):
+        error.tell_that_nothing_is_known(kling_task_id)
+    elif not isinstance(error, TaskFailedError):
         error.tell_that_the_video_goes_on(kling_task_id)
     else:
         error.retryable = False

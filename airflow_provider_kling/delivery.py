@@ -10,7 +10,7 @@ from airflow_provider_kling import metrics
 from airflow_provider_kling.api.errors import NoResultError, ResultExpiredError, TaskNotFoundError
 from airflow_provider_kling.assets import tell_outlets
 from airflow_provider_kling.costs import recorded_cost
-from airflow_provider_kling.exceptions import STAYS_PAID, StorageError, going_on
+from airflow_provider_kling.exceptions import STAYS_PAID, OutputUnusableError, StorageError, going_on
 from airflow_provider_kling.links.kling import KlingVideoLink
 from airflow_provider_kling.manifest import manifest_document
 from airflow_provider_kling.output_path import Coordinates, OutputPath
@@ -33,7 +33,7 @@ class Delivery:
     :param context: Airflow's context of the task.
     :param output: where the files go; None to leave them with the service, which deletes them after 7 days. Or what is
         wrong with that place, where it is found so late that a video may be paid for: it is told when a file is to go
-        there, since how the video ended matters more.
+        there, since how the video ended matters more, and before anything is paid.
     :param outlets: the assets that the task updates.
     :param log: where to tell about it.
     """
@@ -67,7 +67,12 @@ class Delivery:
         return self._hook.result_is_there(task.video_url or "") or self.was_stored(task.task_id)
 
     def was_stored(self, kling_task_id: str) -> bool:
-        """Tell whether a Kling task's video lies where this one would store it."""
+        """
+        Tell whether a Kling task's video lies where this one would store it.
+
+        :raises StorageError: where nobody can tell.
+        """
+        self._require_place(kling_task_id)
         return self._storage is not None and self._storage.find(kling_task_id) is not None
 
     def remembered(self, error: KlingError, kling_task_id: str) -> VideoTask | None:
@@ -97,8 +102,13 @@ class Delivery:
         """
         Make sure that there is such a place as the author named, before anything is paid.
 
-        :raises OutputUnusableError: where its kind or its connection is not known here.
+        :raises OutputUnusableError: where there cannot be, or its kind or its connection is not known here.
         """
+        if self._fault is not None:
+            raise OutputUnusableError(
+                str(self._fault),
+                next_step="This attempt has sent nothing. Correct output_path, then clear the task.",
+            ) from self._fault
         if self._storage is not None:
             self._storage.check()
 
@@ -131,14 +141,7 @@ class Delivery:
 
         :raises DownloadError: where it cannot be stored: it is paid for, and a retry fetches it again at no cost.
         """
-        if self._fault is not None:
-            raise StorageError(
-                f"There is no place for the video: {self._fault}",
-                task_id=task.task_id,
-                next_step=(
-                    f"There was one when it was asked for: does output_path hang on what is gone by now? {STAYS_PAID}"
-                ),
-            )
+        self._require_place(task.task_id)
         if self._storage is None:
             return []
         if task.result_urls:
@@ -150,6 +153,14 @@ class Delivery:
             f"The stored video of Kling task {task.task_id} vanished, and the service does not know it any more",
             task_id=task.task_id,
         )
+
+    def _require_place(self, kling_task_id: str) -> None:
+        if self._fault is not None:
+            raise StorageError(
+                f"There is no place for the video: {self._fault}",
+                task_id=kling_task_id,
+                next_step=f"Does output_path hang on what is gone by now? {STAYS_PAID}",
+            ) from self._fault
 
     def complete(
         self,

@@ -59,6 +59,14 @@ class Settlement:
 
         :raises KlingError: where there will be no video from this attempt.
         """
+        try:
+            return self._finish(obtained, over)
+        except DownloadError as error:
+            # Nobody can tell whether it is stored.
+            self.say_what_a_retry_does(error, obtained)
+            raise
+
+    def _finish(self, obtained: Obtained, over: Over) -> VideoTask | None:
         error = over.error
         if error is None:
             assert over.task is not None  # noqa: S101 - every outcome without an error has a task

@@ -7,7 +7,8 @@ The table in ``docs/pay-once.md`` says the same in words.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from airflow_provider_kling import metrics
 from airflow_provider_kling.api.errors import (
     InvalidRequestError,
     KlingError,
+    Paid,
     UnknownSubmissionError,
 )
 from airflow_provider_kling.callbacks import submission_name
@@ -355,3 +357,30 @@ class Submission:
                 "KlingVideoSensor and its task id. If it is not, set on_unknown_submission='resubmit' and clear this "
                 f"task. The ledger is at {self._ledger.place}."
             )
+
+
+@contextmanager
+def telling_of_earlier_attempts(ledger: Ledger) -> Iterator[None]:
+    """
+    Let no error that ends an attempt before it asks the ledger pass as if earlier attempts had bought nothing.
+
+    :raises LedgerError: in the place of the error, where the ledger cannot tell.
+    """
+    try:
+        yield
+    except KlingError as error:
+        record = ledger.find()
+        if error.paid is Paid.NO and record is not None and record.state is not RecordState.FREE:
+            error.paid = Paid.MAYBE
+            error.task_id = error.task_id or record.kling_task_id
+            error.take_back_that_nothing_was_sent()
+            error.next_step += (
+                " An earlier attempt sent a request whose outcome is not known: a video may be billed."
+                if record.kling_task_id is None
+                else f" An earlier attempt asked for Kling task {record.kling_task_id}, which is billed when it is "
+                "completed."
+            ) + (
+                f" The ledger at {ledger.place} holds it: the next attempt takes it up and does not buy it again, if "
+                "it asks for the same."
+            )
+        raise

@@ -13,7 +13,7 @@ import json
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -121,6 +121,20 @@ def run_task(
     except Exception as error:
         run.error = error
         return run
+
+
+def rendered(make: Callable[..., Any], arguments: Mapping[str, Any] | None = None, **values: Any) -> Any:
+    """
+    Return an operator with templates as they are when it runs, which need not be what a Dag may hold.
+
+    :param make: makes the operator.
+    :param arguments: those that are no templates.
+    :param values: what the others render to.
+    """
+    made = make(**{**(arguments or {}), **dict.fromkeys(values, "{{ params.of_this_run }}")})
+    for name, value in values.items():
+        setattr(made, name, value)
+    return made
 
 
 @contextmanager

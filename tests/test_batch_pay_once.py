@@ -27,7 +27,7 @@ from airflow_provider_kling.operators.batch import KlingGenerateVideoBatchOperat
 from airflow_provider_kling.triggers import watch
 from tests.media import draw_image
 from tests.s3 import S3Server, s3_endpoint, s3_server
-from tests.task_runs import TaskInstance, TaskRun, TaskStateStore, run_task
+from tests.task_runs import TaskInstance, TaskRun, TaskStateStore, rendered, run_task
 
 __all__ = ["s3_endpoint", "s3_server"]
 
@@ -60,8 +60,13 @@ class Batch:
         return KlingGenerateVideoBatchOperator(**(defaults | arguments))
 
     def attempt(self, ti: TaskInstance | None = None, **arguments: Any) -> TaskRun:
-        context = {"task_state_store": self.store} if self.kind == "task state" else {}
-        return run_task(lambda: self.operator(**arguments), ti=ti, context=context)
+        return run_task(lambda: self.operator(**arguments), ti=ti, context=self.context())
+
+    def attempt_that_renders(self, **values: Any) -> TaskRun:
+        return run_task(lambda: rendered(self.operator, **values), context=self.context())
+
+    def context(self) -> dict[str, Any]:
+        return {"task_state_store": self.store} if self.kind == "task state" else {}
 
     def pages(self) -> list[dict[str, Any]]:
         if self.kind == "file":
@@ -419,15 +424,11 @@ def test_what_stops_a_list_on_its_way_is_not_told_as_if_nothing_had_been_paid(
 
 def rendering_otherwise(task: Batch, name: str, value: Any) -> TaskRun:
     """Run an attempt one of whose templates renders to something else once the task is deferred."""
-    rendered: dict[str, Any] = {"requests": [f"kite {index}" for index in range(4)], "output_path": None}
-    rendered["output_path"] = str(task.folder / "films")
-
-    def make() -> KlingGenerateVideoBatchOperator:
-        made = task.operator(requests="{{ params.list }}", output_path="{{ params.folder }}")
-        made.requests, made.output_path = rendered["requests"], rendered["output_path"]
-        return made
-
-    return run_task(make, between=lambda: rendered.update({name: value}))
+    values: dict[str, Any] = {
+        "requests": [f"kite {index}" for index in range(4)],
+        "output_path": str(task.folder / "films"),
+    }
+    return run_task(lambda: rendered(task.operator, **values), between=lambda: values.update({name: value}))
 
 
 RENDERED_OTHERWISE = [
@@ -478,6 +479,60 @@ def test_what_renders_otherwise_is_not_retried_where_no_ledger_remembers_the_vid
     for made in kling_emulator.ledger.tasks():
         assert made.task_id in str(run.error)
     assert "A retry renders" not in str(run.error), "there is none"
+
+
+@each_rendered_otherwise
+def test_what_renders_wrongly_when_a_retry_begins_names_what_earlier_attempts_paid_for(
+    task: Batch, kling_emulator: KlingEmulator, name: str, value: Any, told: str
+) -> None:
+    kling_emulator.inject("fail", prompt="kite 1", fail_code="UPSTREAM_FAILED")
+    films = str(task.folder / "films")
+    assert task.attempt(output_path=films).error is not None
+    paid = [its.task_id for its in kling_emulator.ledger.paid()]
+    assert len(paid) == 3
+
+    run = task.attempt_that_renders(**{"output_path": films, name: value})
+    assert isinstance(run.error, AirflowFailException)
+    error = run.error.__cause__
+    assert isinstance(error, KlingError)
+    assert error.paid is Paid.MAYBE
+    for words in (told, *paid, "each is billed when it is completed", "the next attempt takes up"):
+        assert words in str(run.error)
+    assert "nothing was" not in str(run.error).lower()
+
+    assert task.attempt(output_path=films).value()["completed"] == 4
+    assert prompts_paid(kling_emulator) == {f"kite {index}": 1 for index in range(4)}
+    assert len(kling_emulator.ledger.creates()) == 5
+
+
+@each_rendered_otherwise
+def test_what_renders_wrongly_where_nothing_is_bought_does_not_tell_of_videos(
+    task: Batch, kling_emulator: KlingEmulator, name: str, value: Any, told: str
+) -> None:
+    run = task.attempt_that_renders(**{"output_path": str(task.folder / "films"), name: value})
+    assert isinstance(run.error, AirflowFailException)
+    error = run.error.__cause__
+    assert isinstance(error, KlingError)
+    assert error.paid is Paid.NO
+    assert told in str(run.error)
+    assert ("Nothing was sent and nothing was billed" if name == "requests" else "has sent nothing") in str(
+        run.error
+    )
+    assert "billed when" not in str(run.error)
+    assert kling_emulator.ledger.creates() == []
+
+
+def test_a_limit_that_a_retry_breaks_does_not_make_free_what_earlier_attempts_paid_for(
+    task: Batch, kling_emulator: KlingEmulator
+) -> None:
+    kling_emulator.inject("fail", prompt="kite 1", fail_code="UPSTREAM_FAILED")
+    assert task.attempt().error is not None
+    run = task.attempt(max_cost_usd="0.01")
+    assert isinstance(run.error, AirflowFailException)
+    assert "max_cost_usd" in str(run.error)
+    for its in kling_emulator.ledger.paid():
+        assert its.task_id in str(run.error)
+    assert "nothing was" not in str(run.error).lower()
 
 
 def test_a_list_that_has_bought_nothing_yet_does_not_say_that_videos_are_billed(

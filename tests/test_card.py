@@ -213,6 +213,12 @@ def test_sensor_and_download_leave_a_card_of_what_another_task_asked_for(
     assert (card["state"], card["task_id"], len(card["files"])) == ("completed", kling_task_id, 1)
 
 
+NOTHING_IS_KNOWN = (
+    " Nothing is known of its video, nor of what that cost. Check the task id, and that the connection is of the "
+    "account that made the task. The service keeps results for 7 days only. A retry cannot help."
+)
+
+
 def test_sensor_and_download_say_why_there_is_no_video(kling_emulator: KlingEmulator, tmp_path: Path) -> None:
     makers: dict[str, Callable[[], Any]] = {
         "wait": lambda: KlingVideoSensor(task_id="wait", kling_task_id="k-unknown", deferrable=True),
@@ -222,9 +228,15 @@ def test_sensor_and_download_say_why_there_is_no_video(kling_emulator: KlingEmul
     }
     for name, make in makers.items():
         ti = Watched(task_id=name)
-        assert run_task(make, ti=ti).error is not None
+        error = run_task(make, ti=ti).error
+        assert isinstance(error, AirflowFailException)
+        assert str(error).startswith(
+            "The service does not know this task (Kling task id k-unknown, code 404)."
+        )
+        assert str(error).endswith(NOTHING_IS_KNOWN)
         [card] = ti.cards
         assert (card["task_id"], card["reason"]) == ("k-unknown", "task_not_found")
+        assert card["state"] == "unresolved", "nobody knows that it cost nothing"
 
 
 @both_ways

@@ -27,6 +27,7 @@ from airflow_provider_kling import ledger as ledger_module
 from airflow_provider_kling import submission
 from airflow_provider_kling.airflow_versions import AIRFLOW_V_3_3_PLUS
 from airflow_provider_kling.api.errors import (
+    InvalidRequestError,
     KlingError,
     LostContactError,
     ModerationError,
@@ -48,7 +49,7 @@ from airflow_provider_kling.operators.batch import KlingGenerateVideoBatchOperat
 from airflow_provider_kling.operators.kling import KlingGenerateVideoOperator
 from tests.media import draw_image
 from tests.s3 import S3Server, s3_endpoint, s3_server
-from tests.task_runs import TaskInstance, TaskRun, TaskStateStore, run_task
+from tests.task_runs import TaskInstance, TaskRun, TaskStateStore, rendered, run_task
 
 __all__ = ["s3_endpoint", "s3_server"]
 
@@ -81,8 +82,13 @@ class Task:
     def attempt(
         self, ti: TaskInstance | None = None, between: Callable[[], Any] | None = None, **arguments: Any
     ) -> TaskRun:
-        context = {"task_state_store": self.store} if self.kind == "task state" else {}
-        return run_task(lambda: self.operator(**arguments), ti=ti, context=context, between=between)
+        return run_task(lambda: self.operator(**arguments), ti=ti, context=self.context(), between=between)
+
+    def attempt_that_renders(self, **values: Any) -> TaskRun:
+        return run_task(lambda: rendered(self.operator, **values), context=self.context())
+
+    def context(self) -> dict[str, Any]:
+        return {"task_state_store": self.store} if self.kind == "task state" else {}
 
     def killed_attempt(self, **arguments: Any) -> None:
         with pytest.raises(Killed):
@@ -363,6 +369,64 @@ def test_where_the_state_cannot_be_looked_up_nothing_is_sent_and_a_retry_may_hel
     run = task.attempt(timeout=0.1)
     assert isinstance(run.error, (LostContactError, TaskTimeoutError, ServiceError))
     assert len(kling_emulator.ledger.creates()) == 1
+
+
+def test_a_request_that_renders_wrongly_when_a_retry_begins_names_what_is_paid_for(
+    task: Task, kling_emulator: KlingEmulator
+) -> None:
+    kling_emulator.configure(latency="never")
+    assert type(task.attempt(timeout=0.2).error) is TaskTimeoutError
+    (made,) = kling_emulator.ledger.tasks()
+
+    run = task.attempt_that_renders(prompt="")
+    assert isinstance(run.error, AirflowFailException)
+    told = run.error.__cause__
+    assert type(told) is InvalidRequestError
+    assert (told.paid, told.task_id) == (Paid.MAYBE, made.task_id)
+    assert f"asked for Kling task {made.task_id}, which is billed when it is completed" in str(run.error)
+    assert "the next attempt takes it up and does not buy it again" in str(run.error)
+    assert "- prompt" in str(run.error)
+    assert "othing was" not in str(run.error)
+    card = run.ti.xcoms["kling_video"]
+    assert (card["state"], card["task_id"]) == ("unresolved", made.task_id)
+
+    kling_emulator.complete(made.task_id)
+    assert task.attempt().value()["task_id"] == made.task_id
+    assert len(kling_emulator.ledger.creates()) == 1
+
+
+def test_a_request_that_renders_wrongly_after_one_of_unknown_outcome_tells_of_that(
+    task: Task, kling_emulator: KlingEmulator
+) -> None:
+    kling_emulator.inject("lost_answer", call="create")
+    assert type(task.attempt().error.__cause__) is UnknownSubmissionError  # type: ignore[union-attr]
+    run = task.attempt_that_renders(prompt="")
+    assert isinstance(run.error, AirflowFailException)
+    assert "sent a request whose outcome is not known: a video may be billed" in str(run.error)
+    assert "othing was" not in str(run.error)
+
+
+def test_a_request_that_renders_wrongly_where_nothing_is_bought_says_so(
+    task: Task, kling_emulator: KlingEmulator
+) -> None:
+    kling_emulator.inject("answer", status=402, call="create")
+    assert isinstance(task.attempt().error, AirflowFailException)
+    run = task.attempt_that_renders(prompt="")
+    assert isinstance(run.error, AirflowFailException)
+    assert "Nothing was sent and nothing was billed. Correct the arguments; a retry cannot help." in str(
+        run.error
+    )
+    assert run.ti.xcoms["kling_video"]["state"] == "failed"
+
+
+@pytest.mark.usefixtures("kling_emulator")
+def test_where_the_ledger_cannot_be_read_a_request_that_renders_wrongly_is_not_told_as_free(
+    task: Task,
+) -> None:
+    task.attempt().value()
+    task.write("cut short")
+    run = task.attempt_that_renders(prompt="")
+    assert type(run.error) is LedgerError
 
 
 REFUSALS = [400, 401, 402, 403, 404]

@@ -181,6 +181,15 @@ class TaskNotFoundError(ServiceError):
         "7 days only. A retry cannot help."
     )
 
+    def tell_that_nothing_is_known(self, kling_task_id: str) -> None:
+        """Tell of a task that somebody else is said to have made: whether there ever was one, nobody knows here."""
+        self.task_id = self.task_id or kling_task_id
+        self.paid = Paid.MAYBE
+        self.next_step = (
+            "Nothing is known of its video, nor of what that cost. Check the task id, and that the connection is of "
+            "the account that made the task. The service keeps results for 7 days only. A retry cannot help."
+        )
+
 
 class RateLimitedError(ServiceError):
     """Too many requests, or too many tasks at once (429, or upstream code 1303). Nothing was created."""

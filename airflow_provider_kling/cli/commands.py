@@ -267,9 +267,11 @@ def _download(call: _Call) -> int:
         try:
             try:
                 task = _completed(call, hook, call.given.task_id, config.max_failed_queries())
-            except (TaskNotFoundError, NoResultError):
+            except (TaskNotFoundError, NoResultError) as error:
                 stored = _remembered(call, hook, output)
                 if stored is None:
+                    if isinstance(error, TaskNotFoundError):
+                        error.tell_that_nothing_is_known(call.given.task_id)
                     raise
                 task = stored
             files, recorded = _brought(call, hook, task, output, None)

@@ -27,6 +27,7 @@ from airflow_provider_kling.arguments import (
     check_callback,
     is_made_from_mapped,
     one_of,
+    read_output_path,
     seconds_above_zero,
     text_of,
 )
@@ -41,7 +42,7 @@ from airflow_provider_kling.hooks.settings import DEFAULT_CONN_ID
 from airflow_provider_kling.ledger import SubmissionKey
 from airflow_provider_kling.lineage import lineage_of_many
 from airflow_provider_kling.links.kling import KlingVideoLink
-from airflow_provider_kling.output_path import Coordinates, OutputPath, check_ledger_path, uri_of
+from airflow_provider_kling.output_path import Coordinates, check_ledger_path, uri_of
 from airflow_provider_kling.settlement import keep_from_buying_again
 from airflow_provider_kling.submission import OnExpiredResult, OnUnknownSubmission
 from airflow_provider_kling.waiting import DEFAULT_POLL_INTERVAL, DEFAULT_TIMEOUT, end_of_attempt
@@ -283,7 +284,11 @@ class KlingGenerateVideoBatchOperator(BaseOperator):
                     # Whatever renders otherwise by now: first what is paid for has to be known.
                     batch = Batch(self, context, hook, ledger)
                 else:
-                    items, results_at = self._rendered(context)
+                    try:
+                        items, results_at = self._rendered(context)
+                    except KlingError as error:
+                        batch = Batch(self, context, hook, ledger)
+                        batch.refuse(error)
                     batch = Batch(self, context, hook, ledger, items, results_at) if items else None
                 yield batch
             except KlingError as error:
@@ -325,8 +330,7 @@ class KlingGenerateVideoBatchOperator(BaseOperator):
         output = None
         if self._stores or self.output_path:
             try:
-                # A template may have rendered to nothing.
-                output = OutputPath(text_of(self.output_path) or "", self.output_conn_id)
+                output = read_output_path(self.output_path, self.output_conn_id)
             except ValueError as error:
                 raise OutputUnusableError(str(error), next_step="This attempt has sent nothing.") from error
         self._items = read_items(self.requests, self._common())

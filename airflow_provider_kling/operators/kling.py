@@ -30,8 +30,7 @@ from airflow_provider_kling.arguments import (
     comes_later,
     is_made_from_mapped,
     one_of,
-    output_at,
-    read_output_path,
+    output_or_fault,
     seconds_above_zero,
     task_id_in,
     text_of,
@@ -51,7 +50,11 @@ from airflow_provider_kling.links.kling import KlingVideoLink
 from airflow_provider_kling.order import Order
 from airflow_provider_kling.output_path import check_ledger_path, check_output_path
 from airflow_provider_kling.settlement import keep_from_buying_again
-from airflow_provider_kling.submission import OnExpiredResult, OnUnknownSubmission
+from airflow_provider_kling.submission import (
+    OnExpiredResult,
+    OnUnknownSubmission,
+    telling_of_earlier_attempts,
+)
 from airflow_provider_kling.waiting import (
     DEFAULT_POLL_INTERVAL,
     DEFAULT_TIMEOUT,
@@ -66,7 +69,6 @@ if TYPE_CHECKING:
     from airflow.providers.openlineage.extractors import OperatorLineage
 
     from airflow_provider_kling.ledger import Ledger
-    from airflow_provider_kling.output_path import OutputPath
     from airflow_provider_kling.result import Asked
     from airflow_provider_kling.storage import StoredFile
 
@@ -304,13 +306,15 @@ class KlingGenerateVideoOperator(BaseOperator):
         ledger = self._open_ledger(context)
         with closing(KlingHook(self.kling_conn_id)) as hook, raising_to_airflow():
             try:
-                output = self._output(is_paid=told is not None)
+                output = output_or_fault(self.output_path, self.output_conn_id) if self._stores else None
                 delivery = Delivery(hook, context, output=output, outlets=self.outlets, log=self.log)
                 order = None
                 if make_request is not None:
+                    with telling_of_earlier_attempts(ledger):
+                        request = make_request(context)
                     order = Order(
                         hook,
-                        make_request(context),
+                        request,
                         max_cost_usd=self.max_cost_usd,
                         check_balance=self.check_balance,
                         check_place=delivery.check,
@@ -341,21 +345,6 @@ class KlingGenerateVideoOperator(BaseOperator):
                 )
                 raise
             self._lineage = (generation.asked, delivery.files)
-
-    def _output(self, *, is_paid: bool) -> OutputPath | ValueError | None:
-        """
-        Return where the files go, as the templates render now.
-
-        :param is_paid: whether the video was asked for before. Then what is wrong with the place is returned.
-        """
-        if not self._stores:
-            return None
-        if not is_paid:
-            return output_at(self.output_path, self.output_conn_id)
-        try:
-            return read_output_path(self.output_path, self.output_conn_id)
-        except ValueError as error:
-            return error
 
     def _open_ledger(self, context: Context) -> Ledger:
         return open_ledger(context, self.ledger_path or config.ledger_path())
@@ -481,7 +470,7 @@ class KlingDownloadVideoOperator(BaseOperator):
                 started=now,
                 max_failures=config.max_failed_queries(),
             )
-            return self._fetch(context, waiting)
+            return self._fetch(context, waiting, is_begun=False)
 
     def execute_complete(self, context: Context, event: Any = None) -> dict[str, Any]:
         """
@@ -501,22 +490,25 @@ class KlingDownloadVideoOperator(BaseOperator):
                 Waiting.resumed(
                     told, poll_interval=self.poll_interval, max_failures=config.max_failed_queries()
                 ),
+                is_begun=True,
             )
 
     def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage[Any, Any]:
         """Tell OpenLineage of the stored files."""
         return lineage(None, self._stored)
 
-    def _fetch(self, context: Context, waiting: Waiting) -> dict[str, Any]:
+    def _fetch(self, context: Context, waiting: Waiting, *, is_begun: bool) -> dict[str, Any]:
         with closing(KlingHook(self.kling_conn_id)) as hook:
             delivery = Delivery(
                 hook,
                 context,
-                output=output_at(self.output_path, self.output_conn_id),
+                output=output_or_fault(self.output_path, self.output_conn_id),
                 outlets=self.outlets,
                 log=self.log,
             )
-            delivery.check()
+            # Once it has begun, how the video ended matters more: what is wrong with the place is told with that.
+            if not is_begun:
+                delivery.check()
             with going_on(self.log, "The link to the video could not be shown"):
                 KlingVideoLink.push(
                     context,

@@ -102,14 +102,15 @@ class Accounts:
         """Look a connection up that was not found yet; None where that is not worth it any more."""
         if account is not None and account.is_looked_up_within(FRESH_SECONDS):
             return account
+        is_there, unavailable = False, None
         try:
             is_there = conn_id in await self._in_database()
-        except UnavailableError:
+        except UnavailableError as error:
             # It may be kept elsewhere, and its key tells a forged token from a genuine one all the same.
-            if not self._strangers.may_look_up(address):
-                raise
-            is_there = True
+            unavailable = error
         if not is_there and not self._strangers.may_look_up(address):
+            if unavailable is not None:
+                raise unavailable
             return None
         account = self._accounts.get(conn_id)  # another callback may have made it meanwhile
         if account is None:

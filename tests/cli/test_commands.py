@@ -500,6 +500,15 @@ def test_download_gives_what_is_stored_when_the_service_has_forgotten_its_task(
     assert "does not know this task" in elsewhere.err
 
 
+@pytest.mark.usefixtures("kling_emulator")
+def test_download_of_a_task_that_the_service_does_not_know_claims_no_video(run: Run, tmp_path: Path) -> None:
+    done = run("download", "no-such-task", "--output-path", f"{tmp_path}/")
+    assert done.status == 1
+    assert "The service does not know this task (Kling task id no-such-task, code 404)" in done.err
+    assert "Nothing is known of its video, nor of what that cost. Check the task id" in done.err
+    assert "goes on" not in done.err
+
+
 def test_download_leaves_a_manifest_alone_that_knows_more(
     kling_emulator: KlingEmulator, run: Run, tmp_path: Path
 ) -> None:

@@ -1,57 +1,42 @@
-"""``callback=True`` for a list: what goes to the service, how little is asked, and what callbacks leave to the task."""
+"""
+``callback=True`` for a list: what goes to the service, how little is asked, and what callbacks leave to the task.
+
+What is the same for one video stands in ``test_callback.py``.
+"""
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from airflow.providers.common.compat.sdk import AirflowConfigException, AirflowFailException, TaskDeferred
+from airflow.providers.common.compat.sdk import TaskDeferred
 
-from airflow_provider_kling import arguments
 from airflow_provider_kling.batch_ledger import FilePages
 from airflow_provider_kling.callbacks import PATH, XCOM_OVER, CallbackToken
 from airflow_provider_kling.emulator import KlingEmulator
-from airflow_provider_kling.operators.batch import KlingGenerateVideoBatchOperator
-from tests.conftest import AIRFLOW
+from tests.operators.called_back import BASE_URL, callback_settings, many, needs_callbacks
 from tests.task_runs import TaskInstance, TaskRun, run_task
 
-BASE_URL = "http://127.0.0.1:9/af"
-needs_callbacks = pytest.mark.skipif(AIRFLOW < (3, 1), reason="callbacks need Airflow 3.1")
+__all__ = ["callback_settings"]
 
 
 @pytest.fixture(autouse=True)
-def settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("AIRFLOW__KLING__CALLBACK_BASE_URL", BASE_URL)
-    # Nobody calls these tasks back: their net has to catch them.
-    monkeypatch.setenv("AIRFLOW__KLING__CALLBACK_POLL_INTERVAL", "0.2")
+def settings(callback_settings: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("AIRFLOW__KLING__LEDGER_PATH", str(tmp_path / "ledger"))
-
-
-def make(**given: Any) -> KlingGenerateVideoBatchOperator:
-    defaults: dict[str, Any] = {
-        "task_id": "make",
-        "requests": ["a tide", "a tide", "a storm"],
-        "duration": 3,
-        "callback": True,
-        "deferrable": True,
-        "poll_interval": 0.1,
-    }
-    return KlingGenerateVideoBatchOperator(**(defaults | given))
 
 
 def attempt(
     *, ti: TaskInstance | None = None, between: Callable[[], Any] | None = None, **given: Any
 ) -> TaskRun:
-    return run_task(lambda: make(**given), ti=ti, between=between)
+    return run_task(lambda: many(**given), ti=ti, between=between)
 
 
 def deferral_of(**given: Any) -> TaskDeferred:
     with pytest.raises(TaskDeferred) as deferral:
-        make(**given).execute({"ti": TaskInstance()})  # type: ignore[typeddict-item]
+        many(**given).execute({"ti": TaskInstance()})  # type: ignore[typeddict-item]
     return deferral.value
 
 
@@ -78,16 +63,6 @@ def test_each_video_has_an_address_of_its_own_that_its_trigger_knows(kling_emula
     assert {its: token.submission for its, token in addresses.items()} == dict(
         zip([video[0] for video in trigger.videos], trigger.submissions, strict=True)
     )
-
-
-@needs_callbacks
-def test_no_address_is_in_an_xcom_trigger_result_or_log(
-    kling_emulator: KlingEmulator, task_log: Callable[[], list[str]]
-) -> None:
-    run = attempt()
-    kept = [run.value(), run.ti.xcoms, run.deferrals[0].trigger.serialize(), run.events, task_log()]
-    for task in kling_emulator.ledger.tasks():
-        assert str(task.body["callback_url"]).rpartition("/")[2] not in json.dumps(kept, default=str)
 
 
 @needs_callbacks
@@ -134,60 +109,12 @@ def test_without_callbacks_nothing_changes(kling_emulator: KlingEmulator) -> Non
 
 
 @needs_callbacks
-@pytest.mark.parametrize(
-    ("given", "told"),
-    [
-        ({"callback_url": "https://example.com/mine"}, "not both"),
-        ({"deferrable": False}, "Set deferrable=True."),
-    ],
-)
-def test_what_cannot_be_is_told_when_the_dag_is_parsed(given: dict[str, Any], told: str) -> None:
-    with pytest.raises(ValueError, match=told):
-        make(**given)
-
-
-def test_an_airflow_without_the_needed_functions_is_told_when_the_dag_is_parsed(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    if AIRFLOW >= (3, 1):
-        monkeypatch.setattr(arguments, "AIRFLOW_V_3_1_PLUS", False)
-    with pytest.raises(ValueError, match=r"needs Airflow 3\.1"):
-        make()
-    make(callback=False)
-
-
-@needs_callbacks
-@pytest.mark.parametrize("dry_run", [False, True])
-def test_without_an_address_of_its_own_nothing_is_sent(
-    kling_emulator: KlingEmulator, monkeypatch: pytest.MonkeyPatch, dry_run: bool
-) -> None:
-    monkeypatch.delenv("AIRFLOW__KLING__CALLBACK_BASE_URL")
-    run = attempt(dry_run=dry_run)
-    assert isinstance(run.error, AirflowConfigException)
-    assert "callback_base_url" in str(run.error)
-    assert kling_emulator.ledger.creates() == []
-
-
-@needs_callbacks
-def test_a_connection_of_another_type_costs_nothing(
-    kling_emulator: KlingEmulator, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    uri = kling_emulator.connection_uri.replace("kling://", "http://", 1)
-    monkeypatch.setenv("AIRFLOW_CONN_KLING_DEFAULT", uri)
-    run = attempt()
-    assert isinstance(run.error, AirflowFailException)
-    assert "of type 'http'" in str(run.error)
-    assert kling_emulator.ledger.creates() == []
-    assert attempt(callback=False).value() is not None
-
-
-@needs_callbacks
 @pytest.mark.kling_emulator(latency="never")
 def test_a_task_that_is_woken_by_the_clock_stores_what_callbacks_told(kling_emulator: KlingEmulator) -> None:
     """The event names none of them: the trigger did not know."""
     ti = TaskInstance()
     context: Any = {"ti": ti}
-    operator = make()
+    operator = many()
     with pytest.raises(TaskDeferred) as deferral:
         operator.execute(context)
     [first, *others] = kling_emulator.ledger.tasks()
@@ -195,7 +122,7 @@ def test_a_task_that_is_woken_by_the_clock_stores_what_callbacks_told(kling_emul
     ti.xcom_push(XCOM_OVER, {first.task_id: "completed"})
     event = {"over": {}, "state": deferral.value.trigger.state}
     with pytest.raises(TaskDeferred) as deferral:
-        make().execute_complete(context, event)
+        many().execute_complete(context, event)
     waits_for = [video[0] for video in deferral.value.trigger.videos]
     assert sorted(waits_for) == sorted(task.task_id for task in others)
     assert [task.queries for task in kling_emulator.ledger.tasks()] == [1, 0, 0]
@@ -227,13 +154,13 @@ def test_one_that_was_told_and_could_not_be_asked_for_is_polled_for(kling_emulat
     ti = TaskInstance()
     context: Any = {"ti": ti}
     with pytest.raises(TaskDeferred) as deferral:
-        make(requests=["a tide"]).execute(context)
+        many(requests=["a tide"]).execute(context)
     [task] = kling_emulator.ledger.tasks()
     kling_emulator.inject("answer", status=503, call="query")
     event = {"over": {task.task_id: "completed"}, "state": deferral.value.trigger.state}
     ti.xcom_push(XCOM_OVER, event["over"])
     with pytest.raises(TaskDeferred) as again:
-        make(requests=["a tide"]).execute_complete(context, event)
+        many(requests=["a tide"]).execute_complete(context, event)
     assert again.value.trigger.submissions == [None], "it is asked for every poll_interval seconds"
 
 

@@ -1,4 +1,4 @@
-"""``callback=True``: what goes to the service, how little is asked, and what is left to the callback."""
+"""``callback=True``: what cannot be, what goes to the service, how little is asked, what is left to the callback."""
 
 from __future__ import annotations
 
@@ -21,30 +21,29 @@ from airflow.providers.common.compat.sdk import (
 from airflow_provider_kling import arguments
 from airflow_provider_kling.api.errors import UnknownSubmissionError
 from airflow_provider_kling.callbacks import PATH, XCOM_CALLBACK, CallbackToken
-from airflow_provider_kling.decorators.kling import KlingVideoDecoratedOperator
 from airflow_provider_kling.emulator import KlingEmulator
 from airflow_provider_kling.operators.kling import KlingGenerateVideoOperator
 from tests.conftest import AIRFLOW
+from tests.operators.called_back import (
+    BASE_URL,
+    callback_settings,
+    described,
+    each_kind,
+    needs_callbacks,
+    one,
+    one_and_many,
+)
 from tests.task_runs import OutletEvents, TaskInstance, TaskRun, run_task
 
-BASE_URL = "http://127.0.0.1:9/af"
-needs_callbacks = pytest.mark.skipif(AIRFLOW < (3, 1), reason="callbacks need Airflow 3.1")
+Make = Callable[..., Any]
+
+__all__ = ["callback_settings"]
+
+pytestmark = pytest.mark.usefixtures("callback_settings")
 
 
-@pytest.fixture(autouse=True)
-def settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AIRFLOW__KLING__CALLBACK_BASE_URL", BASE_URL)
-    # Nobody calls these tasks back: their net has to catch them.
-    monkeypatch.setenv("AIRFLOW__KLING__CALLBACK_POLL_INTERVAL", "0.2")
-
-
-def make(**arguments: Any) -> KlingGenerateVideoOperator:
-    defaults: dict[str, Any] = {"task_id": "make", "prompt": "a tide", "callback": True, "deferrable": True}
-    return KlingGenerateVideoOperator(**(defaults | arguments))
-
-
-def attempt(*, ti: TaskInstance | None = None, **arguments: Any) -> TaskRun:
-    return run_task(lambda: make(**arguments), ti=ti)
+def attempt(**arguments: Any) -> TaskRun:
+    return run_task(lambda: one(**arguments))
 
 
 def address_of(service: KlingEmulator) -> str | None:
@@ -67,15 +66,16 @@ def test_the_service_is_told_where_to_call(kling_emulator: KlingEmulator) -> Non
 
 
 @needs_callbacks
-def test_the_address_is_in_no_xcom_trigger_result_or_log(
-    kling_emulator: KlingEmulator, task_log: Callable[[], list[str]]
+@one_and_many
+def test_no_address_is_in_an_xcom_trigger_result_or_log(
+    make: Make, kling_emulator: KlingEmulator, task_log: Callable[[], list[str]]
 ) -> None:
-    run = attempt()
+    run = run_task(make)
     result = run.value()
-    token = str(address_of(kling_emulator)).rpartition("/")[2]
     [deferral] = run.deferrals
     kept = [result, run.ti.xcoms, deferral.trigger.serialize(), run.events, task_log(), make().__dict__]
-    assert token not in json.dumps(kept, default=str)
+    for task in kling_emulator.ledger.tasks():
+        assert str(task.body["callback_url"]).rpartition("/")[2] not in json.dumps(kept, default=str)
 
 
 @needs_callbacks
@@ -85,7 +85,7 @@ def test_it_is_asked_for_rarely_and_not_at_all_before_it_waits(
 ) -> None:
     monkeypatch.delenv("AIRFLOW__KLING__CALLBACK_POLL_INTERVAL")
     with pytest.raises(TaskDeferred) as deferral:
-        make(poll_interval=0.1).execute({"ti": TaskInstance()})  # type: ignore[typeddict-item]
+        one(poll_interval=0.1).execute({"ti": TaskInstance()})  # type: ignore[typeddict-item]
     assert deferral.value.trigger.poll_interval == 300
     assert kling_emulator.ledger.tasks()[0].queries == 0
 
@@ -101,32 +101,31 @@ def test_an_address_of_the_users_own_goes_out_untouched_and_polling_stays_as_it_
     url = "https://example.com/mine?x=%7E"
     kling_emulator.inject("latency", seconds=3600)
     with pytest.raises(TaskDeferred) as deferral:
-        make(callback=False, callback_url=url, poll_interval=7).execute({"ti": TaskInstance()})  # type: ignore[typeddict-item]
+        one(callback=False, callback_url=url, poll_interval=7).execute({"ti": TaskInstance()})  # type: ignore[typeddict-item]
     assert deferral.value.trigger.poll_interval == 7
     assert address_of(kling_emulator) == url
 
 
 @needs_callbacks
+@each_kind
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
         ({"callback_url": "https://example.com/mine"}, "not both"),
         ({"callback_url": "{{ params.url }}"}, "not both"),
-        ({"deferrable": False}, "deferrable=True"),
+        ({"deferrable": False}, "Set deferrable=True"),
     ],
 )
-def test_what_cannot_be_is_told_when_the_dag_is_parsed(arguments: dict[str, Any], told: str) -> None:
+def test_what_cannot_be_is_told_when_the_dag_is_parsed(
+    make: Make, arguments: dict[str, Any], told: str
+) -> None:
     with pytest.raises(ValueError, match=told):
         make(**arguments)
-    with pytest.raises(ValueError, match=told):
-        KlingVideoDecoratedOperator(
-            python_callable=lambda: "a tide",
-            **{"task_id": "make", "callback": True, "deferrable": True, **arguments},
-        )
 
 
+@each_kind
 def test_an_airflow_without_the_needed_functions_is_told_when_the_dag_is_parsed(
-    monkeypatch: pytest.MonkeyPatch,
+    make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if AIRFLOW >= (3, 1):
         monkeypatch.setattr(arguments, "AIRFLOW_V_3_1_PLUS", False)
@@ -146,27 +145,30 @@ def test_of_a_mapped_task_what_cannot_be_is_told_when_it_is_made_to_run() -> Non
 
 
 @needs_callbacks
+@each_kind
+@pytest.mark.parametrize("dry_run", [False, True])
 def test_without_an_address_of_its_own_nothing_is_sent(
-    kling_emulator: KlingEmulator, monkeypatch: pytest.MonkeyPatch
+    make: Make, kling_emulator: KlingEmulator, monkeypatch: pytest.MonkeyPatch, dry_run: bool
 ) -> None:
     monkeypatch.delenv("AIRFLOW__KLING__CALLBACK_BASE_URL")
-    run = attempt()
+    run = run_task(lambda: make(dry_run=dry_run))
     assert isinstance(run.error, AirflowConfigException)
     assert "callback_base_url" in str(run.error)
     assert kling_emulator.ledger.creates() == []
 
 
 @needs_callbacks
+@each_kind
 def test_a_connection_of_another_type_costs_nothing(
-    kling_emulator: KlingEmulator, monkeypatch: pytest.MonkeyPatch
+    make: Make, kling_emulator: KlingEmulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     uri = kling_emulator.connection_uri.replace("kling://", "http://", 1)
     monkeypatch.setenv("AIRFLOW_CONN_KLING_DEFAULT", uri)
-    run = attempt()
+    run = run_task(make)
     assert isinstance(run.error, AirflowFailException)
     assert "of type 'http'" in str(run.error)
     assert kling_emulator.ledger.creates() == []
-    assert attempt(callback=False).value() is not None
+    assert run_task(lambda: make(callback=False)).value() is not None
 
 
 @needs_callbacks
@@ -220,7 +222,7 @@ def test_a_lost_answer_is_worth_a_retry_since_the_callback_can_bring_it_home(
 def test_a_task_that_does_not_wait_leaves_its_assets_to_the_callback(kling_emulator: KlingEmulator) -> None:
     kling_emulator.inject("latency", seconds=3600)
     outlets = [Asset("film"), Asset(name="films", uri="s3://films/all"), {"table": "for lineage alone"}]
-    operator = make(wait_for_completion=False, deferrable=False, outlets=outlets)
+    operator = one(wait_for_completion=False, deferrable=False, outlets=outlets)
     ti, events = TaskInstance(), OutletEvents()
     result = operator.execute({"ti": ti, "outlet_events": events})  # type: ignore[typeddict-item]
     assert operator.outlets == [], "Airflow would tell of a video that is not there yet"
@@ -239,13 +241,11 @@ def test_outlets_that_no_callback_can_tell_are_told_when_the_dag_is_parsed(kind:
     with pytest.raises(
         ValueError, match="Give an asset alias or a reference to the task that waits"
     ) as error:
-        make(**arguments)
+        one(**arguments)
     assert repr(outlet) in str(error.value)
     with pytest.raises(ValueError, match="the task that waits"):
-        KlingVideoDecoratedOperator(
-            python_callable=lambda: "a tide", **{"task_id": "make", "callback": True, **arguments}
-        )
-    make(outlets=outlets)
+        described(**arguments)
+    one(outlets=outlets)
 
 
 @needs_callbacks
@@ -253,7 +253,7 @@ def test_a_mapped_task_whose_outlets_no_callback_can_tell_says_so_in_its_log(
     kling_emulator: KlingEmulator, task_log: Callable[[], list[str]]
 ) -> None:
     kling_emulator.inject("latency", seconds=3600)
-    operator = make(wait_for_completion=False, deferrable=False, outlets=[Asset("film")])
+    operator = one(wait_for_completion=False, deferrable=False, outlets=[Asset("film")])
     operator.outlets.append(AssetAlias("new"))  # what is checked at parse is not checked of a mapped task
     ti = TaskInstance()
     operator.execute({"ti": ti, "outlet_events": OutletEvents()})  # type: ignore[typeddict-item]
@@ -271,7 +271,7 @@ def test_one_that_finds_its_video_made_tells_its_assets_itself(
         "ledger_path": str(tmp_path),
     }
     kling_task_id = attempt(**arguments).value()["task_id"]
-    operator, ti, events = make(**arguments), TaskInstance(), OutletEvents()
+    operator, ti, events = one(**arguments), TaskInstance(), OutletEvents()
     result = operator.execute({"ti": ti, "outlet_events": events})  # type: ignore[typeddict-item]
     assert result["state"] == "completed"
     assert operator.outlets == [Asset("film")]

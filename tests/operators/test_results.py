@@ -34,11 +34,12 @@ from airflow_provider_kling.storage import StorageError
 from tests.hooks.conftest import Connect, connect, failing_lookups
 from tests.media import draw_image, draw_video
 from tests.s3 import S3Server, s3_endpoint, s3_server
-from tests.task_runs import OutletEvents, TaskInstance, finish_videos, link_to, run_task
+from tests.task_runs import OutletEvents, TaskInstance, finish_videos, link_to, rendered, run_task
 
 __all__ = ["connect", "failing_lookups", "s3_endpoint", "s3_server"]
 
 both_ways = pytest.mark.parametrize("deferrable", [False, True], ids=["on the worker", "deferred"])
+renders_to_no_place = pytest.mark.parametrize("value", [None, "", "None", "../film.mp4"], ids=repr)
 
 
 def operator(**arguments: Any) -> KlingGenerateVideoOperator:
@@ -329,12 +330,8 @@ def test_wrong_prices_do_not_keep_a_waiting_task_from_its_video(
 def test_a_place_that_cannot_be_is_told_before_anything_is_sent(
     kling_emulator: KlingEmulator, place: str, airflow_db: None
 ) -> None:
-    def rendered() -> KlingGenerateVideoOperator:
-        made = operator(output_path="{{ params.place }}")
-        made.output_path = None if "nothing" in place else place
-        return made
-
-    run = run_task(rendered)
+    value = None if "nothing" in place else place
+    run = run_task(lambda: rendered(operator, output_path=value))
     assert "output_path" in str(run.error)
     assert kling_emulator.ledger.creates() == []
 
@@ -558,33 +555,26 @@ def test_what_cannot_be_is_told_when_the_dag_is_parsed(arguments: dict[str, Any]
 
 
 def test_a_template_that_leads_nowhere_is_told_before_anything_is_sent(kling_emulator: KlingEmulator) -> None:
-    def rendered() -> KlingGenerateVideoOperator:
-        made = operator(output_path="{{ params.folder }}/film.mp4")
-        made.output_path = "../film.mp4"
-        return made
-
-    error = run_task(rendered).error
+    error = run_task(lambda: rendered(operator, output_path="../film.mp4")).error
     assert isinstance(error, AirflowFailException)
     assert "output_path" in str(error)
     assert kling_emulator.ledger.creates() == []
 
 
-@pytest.mark.parametrize("rendered", [None, "", "None", "../film.mp4"], ids=repr)
+@renders_to_no_place
 @pytest.mark.parametrize("is_kept", [True, False], ids=["with a ledger", "without one"])
 @pytest.mark.kling_emulator(latency="never")
 def test_a_place_that_is_gone_when_the_task_resumes_does_not_cost_the_paid_video(
-    kling_emulator: KlingEmulator, tmp_path: Path, rendered: str | None, is_kept: bool
+    kling_emulator: KlingEmulator, tmp_path: Path, value: str | None, is_kept: bool
 ) -> None:
     place: dict[str, str | None] = {"now": str(tmp_path / "films")}
     ledger = {"ledger_path": str(tmp_path / "ledger")} if is_kept else {}
 
     def make() -> KlingGenerateVideoOperator:
-        made = operator(output_path="{{ ti.xcom_pull('where') }}", deferrable=True, **ledger)
-        made.output_path = place["now"]
-        return made
+        return rendered(operator, {"deferrable": True, **ledger}, output_path=place["now"])
 
     def complete() -> None:
-        place["now"] = rendered
+        place["now"] = value
         kling_emulator.complete(kling_emulator.ledger.tasks()[0].task_id)
 
     run = run_task(make, between=complete)
@@ -614,15 +604,80 @@ def test_a_place_that_is_gone_when_the_task_resumes_does_not_make_a_failed_video
     place: dict[str, str | None] = {"now": str(tmp_path)}
 
     def make() -> KlingGenerateVideoOperator:
-        made = operator(output_path="{{ ti.xcom_pull('where') }}", deferrable=True)
-        made.output_path = place["now"]
-        return made
+        return rendered(operator, {"deferrable": True}, output_path=place["now"])
 
     def fail() -> None:
         place["now"] = None
         kling_emulator.fail(kling_emulator.ledger.tasks()[0].task_id, "UPSTREAM_FAILED")
 
     assert type(run_task(make, between=fail).error) is TaskFailedError
+
+
+@both_ways
+@renders_to_no_place
+@pytest.mark.kling_emulator(latency="never")
+def test_a_place_that_is_gone_when_a_retry_begins_does_not_cost_the_paid_video(
+    kling_emulator: KlingEmulator, tmp_path: Path, value: str | None, deferrable: bool
+) -> None:
+    films = str(tmp_path / "films")
+    arguments: dict[str, Any] = {"ledger_path": str(tmp_path / "ledger"), "deferrable": deferrable}
+    first = run_task(lambda: rendered(operator, {**arguments, "timeout": 0.2}, output_path=films))
+    assert type(first.error) is TaskTimeoutError
+    (made,) = kling_emulator.ledger.tasks()
+    kling_emulator.complete(made.task_id)
+
+    run = run_task(lambda: rendered(operator, arguments, output_path=value))
+    assert type(run.error) is StorageError
+    assert (run.error.paid, run.error.task_id) == (Paid.YES, made.task_id)
+    assert made.task_id in str(run.error)
+    assert "output_path" in str(run.error)
+    assert "A retry fetches it again and buys nothing" in str(run.error)
+    assert "sent nothing" not in str(run.error)
+    card = run.ti.xcoms["kling_video"]
+    assert (card["state"], card["reason"], card["task_id"]) == ("undelivered", "storage", made.task_id)
+
+    assert Path(run_task(lambda: rendered(operator, arguments, output_path=films)).value()["path"]).exists()
+    assert len(kling_emulator.ledger.creates()) == 1
+
+
+@pytest.mark.parametrize("gone", ["link", "task"])
+def test_where_the_place_is_gone_a_video_that_may_be_stored_there_is_not_bought_again(
+    kling_emulator: KlingEmulator, tmp_path: Path, gone: str
+) -> None:
+    films = str(tmp_path / "films")
+    arguments = {"ledger_path": str(tmp_path / "ledger"), "on_expired_result": "resubmit"}
+    stored = run_task(lambda: rendered(operator, arguments, output_path=films)).value()
+    if gone == "link":
+        kling_emulator.inject("answer", status=410, call="download", times="always")
+    else:
+        kling_emulator.inject("answer", status=404, call="query", times="always")
+
+    run = run_task(lambda: rendered(operator, arguments, output_path=None))
+    assert type(run.error) is StorageError
+    assert "A retry fetches it again and buys nothing" in str(run.error)
+    assert (
+        run_task(lambda: rendered(operator, arguments, output_path=films)).value()["path"] == stored["path"]
+    )
+    assert len(kling_emulator.ledger.creates()) == 1
+
+
+def test_a_place_that_is_gone_when_nothing_is_bought_yet_is_told_before_anything_is_sent(
+    kling_emulator: KlingEmulator, tmp_path: Path
+) -> None:
+    ledger = {"ledger_path": str(tmp_path / "ledger")}
+    kling_emulator.inject("answer", status=402, call="create")
+    assert isinstance(
+        run_task(lambda: rendered(operator, ledger, output_path=str(tmp_path / "films"))).error,
+        AirflowFailException,
+    )
+    creates = len(kling_emulator.ledger.requests("create"))
+
+    run = run_task(lambda: rendered(operator, ledger, output_path=None))
+    assert isinstance(run.error, AirflowFailException)
+    assert str(run.error).endswith("This attempt has sent nothing. Correct output_path, then clear the task.")
+    assert len(kling_emulator.ledger.requests("create")) == creates
+    card = run.ti.xcoms["kling_video"]
+    assert (card["state"], card["task_id"]) == ("failed", None)
 
 
 @both_ways
@@ -654,6 +709,45 @@ def test_a_video_that_failed_elsewhere_ends_the_download_for_good(
     assert isinstance(error, AirflowFailException)
     assert isinstance(error.__cause__, TaskFailedError)
     assert "run the task that submitted it again" in str(error)
+
+
+@renders_to_no_place
+@pytest.mark.kling_emulator(latency="never")
+def test_a_place_that_is_gone_when_a_download_resumes_does_not_cost_the_paid_video(
+    kling_emulator: KlingEmulator, tmp_path: Path, value: str | None
+) -> None:
+    submitted = run_task(lambda: operator(wait_for_completion=False)).value()
+    place: dict[str, str | None] = {"now": str(tmp_path)}
+
+    def make() -> KlingDownloadVideoOperator:
+        arguments = {"task_id": submitted["task_id"], "deferrable": True}
+        return rendered(downloader, arguments, output_path=place["now"])
+
+    def complete() -> None:
+        place["now"] = value
+        kling_emulator.complete(submitted["task_id"])
+
+    run = run_task(make, between=complete)
+    assert type(run.error) is StorageError, "Airflow retries it"
+    assert (run.error.paid, run.error.task_id) == (Paid.YES, submitted["task_id"])
+    assert "output_path" in str(run.error)
+    assert str(run.error).endswith(
+        "The video is paid for, and its link is good for 7 days. A retry fetches it again and buys nothing."
+    )
+    assert "sent nothing" not in str(run.error)
+    card = run.ti.xcoms["kling_video"]
+    assert (card["state"], card["reason"]) == ("undelivered", "storage")
+
+    place["now"] = str(tmp_path)
+    assert Path(run_task(make).value()["path"]).exists()
+
+
+def test_a_download_to_no_place_is_told_before_it_waits(kling_emulator: KlingEmulator) -> None:
+    arguments = {"task_id": "task-1", "deferrable": True}
+    run = run_task(lambda: rendered(downloader, arguments, output_path=""))
+    assert isinstance(run.error, AirflowFailException)
+    assert "output_path" in str(run.error)
+    assert kling_emulator.ledger.requests() == []
 
 
 @pytest.mark.kling_emulator(latency="never")

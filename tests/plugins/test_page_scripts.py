@@ -27,6 +27,7 @@ class Node {
   append() {} prepend() {} replaceChildren() {} setAttribute() {} removeAttribute() {}
   addEventListener(name, hear) { this.heard[name] = hear; }
   querySelector() { return null; }
+  contains() { return false; }
   hasAttribute() { return false; }
 }
 globalThis.document = { createElement: () => new Node(), createElementNS: () => new Node(), addEventListener() {} };
@@ -348,3 +349,157 @@ def test_a_lists_video_that_another_task_tells_of_is_shown_where_it_can_be_playe
         "ofNoList": [True, True],
         "listNotWanted": [True, False],
     }
+
+
+LIVE = """
+let focused = null;
+class Live extends Node {
+  children = []; parent = null; attributes = {}; style = {};
+  append(...nodes) {
+    for (const node of nodes) {
+      if (!(node instanceof Live)) continue;
+      node.remove();
+      node.parent = this;
+      this.children.push(node);
+    }
+  }
+  remove() {
+    if (!this.parent) return;
+    this.parent.children.splice(this.parent.children.indexOf(this), 1);
+    this.parent = null;
+    if (this.contains(focused)) focused = null; // as a browser does, also where it is put back
+  }
+  replaceChildren(...nodes) {
+    [...this.children].forEach((node) => node.remove());
+    this.append(...nodes);
+  }
+  get isConnected() { return this === document.body || Boolean(this.parent?.isConnected); }
+  setAttribute(name, value) {
+    if (name === "data-control") this.dataset.control = value;
+  }
+  contains(other) { return other === this || this.children.some((node) => node.contains(other)); }
+  querySelectorAll(selector) {
+    const [, name] = /^\\[data-control(?:="(.*)")?\\]$/.exec(selector);
+    return this.children.flatMap((node) => [
+      ...(node.dataset.control && (name ?? node.dataset.control) === node.dataset.control ? [node] : []),
+      ...node.querySelectorAll(selector)]);
+  }
+  querySelector(selector) { return this.querySelectorAll(selector)[0] ?? null; }
+  focus() { if (this.isConnected) focused = this; }
+  pause() {} load() {}
+}
+Object.assign(document, { body: new Live(), createElement: () => new Live(), createElementNS: () => new Live() });
+Object.defineProperty(document, "activeElement", { get: () => focused ?? document.body });
+const { Item } = await import("./item.js");
+const ids = { dag_id: "d", run_id: "r", task_id: "t", map_index: -1 };
+const waiting = { kind: "video", state: "submitted", task_id: "k-1", submitted_at: "2026-05-19T08:00:00Z",
+  request: { prompt: "A reef ".repeat(99) } };
+const made = { ...waiting, state: "completed", files: [{ path: "/x.mp4" }] };
+const two = { ...waiting, state: "completed", files: [{ path: "/x.mp4" }, { path: "/y.mp4" }] };
+const list = { kind: "list", state: "submitted", total: 2, submitted_at: "2026-05-19T08:00:00Z" };
+globalThis.fetch = async () => ({ ok: true, json: async () => ({ videos: [], total: 0 }) });
+function shown(card) {
+  const item = new Item(ids, { open() {} });
+  document.body.append(item.node);
+  item.learn(card, null);
+  return item;
+}
+const at = () => document.activeElement.dataset.control ?? null;
+"""
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "control"),
+    [
+        *(("waiting", "made", control) for control in ("dag", "task", "run", "prompt", "alone")),
+        *(("made", "two", control) for control in ("play", "download")),
+        ("two", "{ ...two, model: 'kling-v3-omni' }", "which"),
+        *(("list", "{ ...list, completed: 1 }", control) for control in ("dag", "alone")),
+        ("waiting", "list", "run"),
+    ],
+)
+def test_a_card_that_is_drawn_anew_leaves_the_keyboard_where_it_is(
+    run: Callable[[str], Any], before: str, after: str, control: str
+) -> None:
+    told = run(
+        LIVE
+        + f"""
+        const item = shown({before});
+        item.node.querySelector('[data-control="{control}"]').focus();
+        const first = at();
+        item.learn({after}, null);
+        console.log(JSON.stringify([first, at(), document.activeElement.isConnected]));
+        """
+    )
+    assert told == [control, control, True]
+
+
+def test_where_what_had_the_focus_is_gone_the_first_control_of_the_card_has_it(
+    run: Callable[[str], Any],
+) -> None:
+    told = run(
+        LIVE
+        + """
+        const item = shown(made);
+        item.node.querySelector('[data-control="download"]').focus();
+        item.learn(waiting, null);
+        const first = item.node.querySelector("[data-control]");
+        console.log(JSON.stringify([document.activeElement === first, document.activeElement === document.body]));
+        """
+    )
+    assert told == [True, False]
+
+
+def test_a_video_of_a_list_that_has_the_focus_keeps_it_when_the_list_is_drawn_anew(
+    run: Callable[[str], Any],
+) -> None:
+    told = run(
+        LIVE
+        + """
+        const item = shown(list);
+        const { cardOf } = await import("./card.js");
+        item.view.add({ ...made, item: 0 });
+        const download = item.view.views[0].node.querySelector('[data-control="download"]');
+        download.focus();
+        item.learn({ ...list, completed: 1 }, null);
+        console.log(JSON.stringify([document.activeElement === download]));
+        """
+    )
+    assert told == [True]
+
+
+def test_a_card_that_is_drawn_anew_takes_the_focus_from_nothing_else(run: Callable[[str], Any]) -> None:
+    told = run(
+        LIVE
+        + """
+        const [item, other] = [shown(waiting), shown(waiting)];
+        item.learn(made, null);
+        const ofNobody = document.activeElement === document.body;
+        const link = other.node.querySelector('[data-control="dag"]');
+        link.focus();
+        item.learn(two, null);
+        console.log(JSON.stringify([ofNobody, document.activeElement === link]));
+        """
+    )
+    assert told == [True, True]
+
+
+@pytest.mark.parametrize("is_in_the_frame", [True, False])
+def test_a_card_in_airflows_frame_takes_the_focus_from_nothing_outside(
+    run: Callable[[str], Any], is_in_the_frame: bool
+) -> None:
+    told = run(
+        """
+        const airflow = { activeElement: {} };
+        globalThis.window = { frameElement: { sandbox: { contains: () => true } }, parent: { document: airflow } };
+        """
+        + LIVE
+        + f"""
+        const item = shown(waiting);
+        item.node.querySelector('[data-control="run"]').focus();
+        if ({json.dumps(is_in_the_frame)}) airflow.activeElement = window.frameElement;
+        item.learn(made, null);
+        console.log(JSON.stringify(at()));
+        """
+    )
+    assert told == ("run" if is_in_the_frame else None)

@@ -79,7 +79,8 @@ export class CardView {
       blank("failed", "Could not be read"),
       element("div.body", {}, element("h2.prompt.dim", { id: this.titleId }, this.entry.task_id),
         element("p.reason", {}, message), this.place(null),
-        element("p.actions", {}, element("button.button", { type: "button", click: again }, "Try again"))),
+        element("p.actions", {},
+          element("button.button", { type: "button", "data-control": "again", click: again }, "Try again"))),
     );
   }
 
@@ -160,7 +161,8 @@ export class CardView {
     const short = shortened(card.prompt);
     const title = element("h2.prompt", { id: this.titleId }, short);
     if (short === card.prompt.trim()) return [title];
-    const toggle = element("button.link", { type: "button", "aria-expanded": "false", click: () => {
+    const named = { type: "button", "data-control": "prompt", "aria-expanded": "false" };
+    const toggle = element("button.link", { ...named, click: () => {
       const whole = toggle.getAttribute("aria-expanded") === "false";
       toggle.setAttribute("aria-expanded", String(whole));
       toggle.textContent = whole ? "Less" : "Whole prompt";
@@ -172,15 +174,18 @@ export class CardView {
 
   place(card) {
     const pages = airflowPages(this.entry);
-    const link = (href, text, title) => leadIntoAirflow(element("a", { href, title }, text));
+    const link = (control, href, text, title) => (
+      leadIntoAirflow(element("a", { href, title, "data-control": control }, text)));
     const index = this.entry.map_index >= 0 ? `[${this.entry.map_index}]` : "";
     const at = card?.submittedAt ?? card?.completedAt ?? card?.toldAt ?? this.entry.timestamp;
     const when = at ? element("time", { datetime: at, title: words.moment(at) }, words.ago(at)) : null;
     return element("div.place", {},
-      element("p.task", {}, link(pages.dag, this.entry.dag_display_name ?? this.entry.dag_id, `Dag ${this.entry.dag_id}`),
+      element("p.task", {},
+        link("dag", pages.dag, this.entry.dag_display_name ?? this.entry.dag_id, `Dag ${this.entry.dag_id}`),
         element("span.sep", { "aria-hidden": "true" }, "›"),
-        link(pages.task, `${this.entry.task_display_name ?? this.entry.task_id}${index}`, `Task ${this.entry.task_id}${index}`)),
-      element("p.run", {}, link(pages.run, this.entry.run_id, `Run ${this.entry.run_id}`), when));
+        link("task", pages.task, `${this.entry.task_display_name ?? this.entry.task_id}${index}`,
+          `Task ${this.entry.task_id}${index}`)),
+      element("p.run", {}, link("run", pages.run, this.entry.run_id, `Run ${this.entry.run_id}`), when));
   }
 
   actions(card) {
@@ -189,7 +194,8 @@ export class CardView {
     if (card.files.length) {
       nodes.push(this.downloadLink(card));
     } else if (card.link && !isExpired(card)) {
-      nodes.push(leadAway(element("a.button", { href: card.link, "aria-label": `Open at the service: ${what}` },
+      nodes.push(leadAway(element("a.button", { href: card.link, "data-control": "away",
+        "aria-label": `Open at the service: ${what}` },
         icon(...ICONS.away), "Open at the service")));
     }
     if (card.files.length > 1) nodes.push(this.choice(card));
@@ -201,19 +207,19 @@ export class CardView {
     const at = Math.min(this.shown, card.files.length - 1);
     const address = fileAddress(this.entry, at, { item: card.item, download: true });
     const bytes = card.files[at].size_bytes;
-    this.download = letDownload(element("a.button", { href: address,
+    this.download = letDownload(element("a.button", { href: address, "data-control": "download",
       "aria-label": `Download: ${shortened(card.prompt ?? this.entry.task_id)}` },
       icon(...ICONS.download), "Download", bytes ? element("span.dim", {}, words.size(bytes)) : null));
     return this.download;
   }
 
   aloneButton(what) {
-    return element("button.button.quiet.alone", { type: "button", "aria-label": `Show alone: ${what}`,
-      title: "Show this alone", click: () => this.open(this.entry) }, icon(...ICONS.open));
+    return element("button.button.quiet.alone", { type: "button", "data-control": "alone",
+      "aria-label": `Show alone: ${what}`, title: "Show this alone", click: () => this.open(this.entry) }, icon(...ICONS.open));
   }
 
   choice(card) {
-    const select = element("select", { "aria-label": "Which of the results",
+    const select = element("select", { "aria-label": "Which of the results", "data-control": "which",
       change: () => this.choose(Number(select.value)) }, ...card.files.map((_, at) => element("option", { value: at }, `${at + 1} of ${card.files.length}`)));
     select.value = String(this.shown);
     return select;
@@ -273,7 +279,8 @@ export function reasonOf(text) {
   if (text.length <= LONG_REASON) return element("p.reason", {}, text);
   const short = `${text.slice(0, LONG_REASON).replace(/[\s.,;:]+$/, "")}…`;
   const told = element("span", {}, short);
-  const toggle = element("button.link", { type: "button", "aria-expanded": "false", click: () => {
+  const named = { type: "button", "data-control": "reason", "aria-expanded": "false" };
+  const toggle = element("button.link", { ...named, click: () => {
     const whole = toggle.getAttribute("aria-expanded") === "false";
     toggle.setAttribute("aria-expanded", String(whole));
     toggle.textContent = whole ? "Less" : "Whole reason";

@@ -4,6 +4,7 @@ import { keyOf, readTask, readValue } from "./airflow.js";
 import { CardView } from "./card-view.js";
 import { cardOf, mayChange, withTask } from "./card.js";
 import { element } from "./element.js";
+import { keepingFocus } from "./focus.js";
 import { ListView } from "./list-view.js";
 import { unwatch, watch } from "./sight.js";
 import { NotWantedError } from "./turns.js";
@@ -75,7 +76,7 @@ export class Item {
       if (!this.card) this.learn(value, null);
     } catch (error) {
       if (!(error instanceof NotWantedError) && !this.card) {
-        this.view.showError(error.message, () => this.read("first"));
+        keepingFocus(this.node, () => this.view.showError(error.message, () => this.read("first")));
       }
     }
   }
@@ -100,12 +101,14 @@ export class Item {
 
   show(card) {
     this.card = card;
-    if (card.kind === "list" && !(this.view instanceof ListView)) {
-      this.view = new ListView(this.entry, this.told.open);
-      this.node.classList.add("wide");
-      this.node.replaceChildren(this.view.node);
-    }
-    this.view.show(card);
+    keepingFocus(this.node, () => {
+      if (card.kind === "list" && !(this.view instanceof ListView)) {
+        this.view = new ListView(this.entry, this.told.open);
+        this.node.classList.add("wide");
+        this.node.replaceChildren(this.view.node);
+      }
+      this.view.show(card);
+    });
     if (this.isVisible) this.view.onVisible();
   }
 

@@ -19,12 +19,12 @@ export class Player {
     this.onBroken = onBroken;
     this.at = FIRST_FRAME;
     this.video = element("video", {
-      preload: "metadata", playsinline: true, "aria-label": `Video: ${label}`,
+      preload: "metadata", playsinline: true, "data-control": "video", "aria-label": `Video: ${label}`,
       error: () => this.broken(), play: () => this.started(), timeupdate: () => this.remember(),
     });
     // The controls would cover the picture of every video on the wall: they come with the first play.
-    this.button = element("button.play", { type: "button", "aria-label": `Play: ${label}`, click: () => this.play() },
-      icon("M8 5v14l11-7z"));
+    this.button = element("button.play", { type: "button", "data-control": "play", "aria-label": `Play: ${label}`,
+      click: () => this.play() }, icon("M8 5v14l11-7z"));
     this.node = element("div.player", {}, this.video, this.button);
   }
 
