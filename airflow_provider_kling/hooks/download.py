@@ -30,7 +30,7 @@ from airflow_provider_kling.disk import sync_directory
 if TYPE_CHECKING:
     from airflow_provider_kling.hooks.sync_client import KlingClient
 
-CHUNK_BYTES = 128 * 1024
+CHUNK_BYTES = 256 * 1024
 """With :data:`_QUEUED_CHUNKS` on their way it is 1 MB: with more, memory is given back and asked for all the time."""
 MAX_CUTS = 5
 """How often a download is cut before it is given up, unless more than :data:`PROGRESS_BYTES` came in between."""
@@ -47,7 +47,8 @@ _NO_VIDEO = re.compile(r"text/.*|image/.*|application/(json|xml|xhtml)|.*\+(json
 _DEAD = (403, 404, 410)
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 _MARKUP = re.compile(rb"\xef\xbb\xbf|\s*(<|\{\s*[\"}]|\[\s*[\"{])")
-_QUEUED_CHUNKS = 8
+_QUEUED_CHUNKS = 4
+_STEP_BYTES = 4 * 1024 * 1024
 _BEHIND_BYTES = 32 * 1024 * 1024
 
 Write = Callable[[bytes], object]
@@ -351,7 +352,12 @@ def whole_file(path: Path) -> Iterator[Write]:
 
 
 class _WrittenBehind:
-    """Writes, and lets the disk begin with each few megabytes at once, so that it has little left to do at the end."""
+    """
+    Writes, and lets the disk begin with each few megabytes at once, so that it has little left to do at the end.
+
+    What is on the disk is let go of: the file goes through memory that it has used before. Fresh memory costs more than
+    all else here, most of all on a virtual machine, and the worker's other files are pushed out of it.
+    """
 
     def __init__(self, file: FileIO) -> None:
         self._file = file
@@ -363,12 +369,11 @@ class _WrittenBehind:
         while left:
             left = left[self._file.write(left) :]
         self._written += len(chunk)
-        if self._written - self._begun >= _BEHIND_BYTES and hasattr(os, "posix_fadvise"):
-            # It also keeps what is written here from pushing the worker's other files out of memory.
-            os.posix_fadvise(
-                self._file.fileno(), self._begun, self._written - self._begun, os.POSIX_FADV_DONTNEED
-            )
+        if self._written - self._begun >= _STEP_BYTES and hasattr(os, "posix_fadvise"):
             self._begun = self._written
+            # Of what is still on its way to the disk nothing is let go of: it is gone through once more with the next step.
+            start = max(0, self._written - _BEHIND_BYTES)
+            os.posix_fadvise(self._file.fileno(), start, self._written - start, os.POSIX_FADV_DONTNEED)
 
 
 def root_of(error: BaseException) -> BaseException:
