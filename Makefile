@@ -11,13 +11,13 @@ help:  ## show this
 demo:  ## see it work: a real Airflow makes a video (KLING_API_KEY=sk_... for the real service, PORT=..., KEEP=1)
 	@dev/python -m dev.environments --run dev.demo
 
-test:  ## lint, types, unit tests on the newest and the oldest Airflow, integration tests on the newest
+test:  ## in minutes: lint, types, unit tests on the newest and the oldest Airflow, integration tests on the newest
 	@dev/python -m dev.checks test
 
-acceptance:  ## what takes longer, on the newest Airflow: callbacks between real processes, hostile ones, the page in a real Chromium
+acceptance:  ## what takes longer, on the newest Airflow: the other unit tests, callbacks between real processes, the page in a real Chromium
 	@dev/python -m dev.checks acceptance
 
-matrix:  ## the unit tests on every supported minor version of Airflow, and with the lowest versions (ARGS=--rest: but those of test)
+matrix:  ## the unit tests on every supported minor version of Airflow, and with the lowest versions (ARGS=--rest: but the newest)
 	@dev/python -m dev.checks matrix $(ARGS)
 
 lint:  ## ruff and strict mypy

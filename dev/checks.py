@@ -38,7 +38,7 @@ from dev.environments import (
 MIN_BRANCH_COVERAGE = 95
 """Percent of the package's lines and branches that the unit tests have to reach on the newest Airflow."""
 
-_LANES = max(2, os.cpu_count() or 2)
+_LANES = (os.cpu_count() or 2) + 1  # the stage with a real Airflow waits for half of its time
 _SILENCE_LIMIT = (
     20 * 60.0
 )  # seconds; a command that says nothing for longer hangs, one that takes long does not
@@ -48,6 +48,9 @@ _LINTED = ("airflow_provider_kling", "benchmarks", "dev", "example_dags", "tests
 _TYPED = ("airflow_provider_kling", "dev")
 # Half of a unit test's time is waiting, so two processes a stage keep a lane's processor busy.
 _UNIT = ("-m", "pytest", "--numprocesses=2", "--ignore=tests/integration", "--ignore=tests/browser")
+_WITHOUT_AIRFLOW = ("tests/api", "tests/benchmarks", "tests/dev", "tests/emulator")
+"""What they test does not know Airflow: on a second Airflow they would be the same."""
+_QUICK = ("-m", "not acceptance")
 _INTEGRATION = ("-m", "pytest", "tests/integration")
 _HOSTILE_INPUTS = "5000"  # for each of two tests
 _CALLBACKS = "tests/integration/test_callback*"
@@ -95,11 +98,16 @@ def unit(airflow: str, arguments: Sequence[str] = ()) -> Stage:
     return Stage(f"unit tests on Airflow {airflow}", airflow, ((*_UNIT, *_own_cache(airflow), *arguments),))
 
 
-def unit_with_coverage() -> Stage:
-    """Return the stage that runs the unit tests on the newest Airflow and measures what they reach."""
+def quick_unit(airflow: str) -> Stage:
+    """Return the stage that runs on one more Airflow those quick unit tests which can end otherwise there."""
+    return unit(airflow, (*_QUICK, *(f"--ignore={folder}" for folder in _WITHOUT_AIRFLOW)))
+
+
+def quick_unit_with_coverage() -> Stage:
+    """Return the stage that runs the quick unit tests on the newest Airflow and measures what they reach."""
     # Not by pytest-cov: pytest loads the package's own plugin before that begins to measure.
     erase = ("-m", "coverage", "erase")
-    run = ("-m", "coverage", "run", *_UNIT, *_own_cache(NEWEST))
+    run = ("-m", "coverage", "run", *_UNIT, *_own_cache(NEWEST), *_QUICK)
     combine = ("-m", "coverage", "combine", "--quiet")
     report = ("-m", "coverage", "report", f"--fail-under={MIN_BRANCH_COVERAGE}")
     name = f"unit tests on Airflow {NEWEST}, branch coverage"
@@ -124,12 +132,12 @@ def callbacks() -> Stage:
     )
 
 
-def hostile_input() -> Stage:
-    """Return the stage that throws far more at the receiver of callbacks than the unit tests do."""
+def long_unit() -> Stage:
+    """Return the stage that runs the other unit tests: loads, kills at every step, hostile input, processes."""
     return Stage(
-        f"hostile input on Airflow {NEWEST}",
+        f"long unit tests on Airflow {NEWEST}",
         NEWEST,
-        (("-m", "pytest", "tests/plugins/test_hostile_input.py", *_own_cache("hostile")),),
+        ((*_UNIT, *_own_cache("long"), "-m", "acceptance"),),
     )
 
 
@@ -161,18 +169,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         case ["format"]:
             return _run_in_view(formatting())
         case ["test"]:
-            # The longest first, so that the two lanes end at about the same time.
+            # The longest first, so that the lanes end at about the same time.
             return _run_side_by_side(
-                [unit_with_coverage(), integration_without_callbacks(), unit(OLDEST), *lint()]
+                [
+                    quick_unit_with_coverage(),
+                    integration_without_callbacks(),
+                    quick_unit(OLDEST),
+                    *lint(),
+                ]
             )
         case ["acceptance"]:
             os.environ.setdefault("FUZZ_INPUTS", _HOSTILE_INPUTS)
-            return _run_side_by_side([callbacks(), browser(NEWEST), hostile_input()])
+            return _run_side_by_side([callbacks(), browser(NEWEST), long_unit()])
         case ["matrix"]:
             return _run_side_by_side([unit(airflow) for airflow in (*AIRFLOW_VERSIONS, LOWEST)])
         case ["matrix", "--rest"]:
-            tested = (NEWEST, OLDEST)  # by "test", on the same tree
-            rest = [airflow for airflow in AIRFLOW_VERSIONS if airflow not in tested]
+            # All of them have run on the newest: by "test" and by "acceptance", on the same tree.
+            rest = [airflow for airflow in AIRFLOW_VERSIONS if airflow != NEWEST]
             return _run_side_by_side([unit(airflow) for airflow in (*rest, LOWEST)])
         case _:
             print(__doc__, file=sys.stderr)

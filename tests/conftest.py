@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import base64
+import gc
 import logging
 import os
 import secrets
@@ -18,7 +19,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from airflow.models.dagrun import DagRun
     from airflow.providers.common.compat.sdk import DAG
@@ -51,9 +52,17 @@ settings.load_profile("unhurried")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Make the marker known."""
+    """Make the markers known."""
     config.addinivalue_line(
         "markers", "integration: needs a real Airflow, whose processes take seconds to start"
+    )
+    config.addinivalue_line(
+        "markers",
+        "acceptance: takes processes of its own, or a load: one of those unit tests that `make test` leaves out",
+    )
+    config.addinivalue_line(
+        "markers",
+        "untraced: goes through the same lines over and over: not to be watched by coverage, which doubles its time",
     )
     config.addinivalue_line(
         "markers",
@@ -63,10 +72,27 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_sessionfinish() -> None:
     """Save what coverage has seen: a worker of pytest-xdist that takes long to end is killed, its figures with it."""
-    coverage = sys.modules.get("coverage")
-    measured = coverage.Coverage.current() if coverage else None
-    if measured is not None:
-        measured.save()
+    if (coverage := _coverage()) is not None:
+        coverage.save()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Have coverage look away from tests marked ``untraced``."""
+    coverage = _coverage() if item.get_closest_marker("untraced") else None
+    if coverage is None:
+        return (yield)
+    coverage.stop()
+    try:
+        return (yield)
+    finally:
+        coverage.start()
+
+
+def _coverage() -> Any:
+    """Return what measures coverage in this process, if it does."""
+    module = sys.modules.get("coverage")
+    return module.Coverage.current() if module else None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -75,6 +101,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if {here / "integration", here / "browser"} & set(item.path.parents):
             item.add_marker(pytest.mark.integration)
+
+
+def pytest_collection_finish() -> None:
+    """Have Python look for garbage in what tests make only: Airflow and its libraries are most of the objects."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -36,7 +36,7 @@ def draw_video(
 ) -> Path:
     """Draw a video in the form of the path's suffix, unless another one is asked for."""
     codec = "libvpx" if path.suffix == ".webm" else "libx264"
-    options = {} if codec == "libvpx" else {"preset": "ultrafast"}
+    options = {"deadline": "realtime", "cpu-used": "8"} if codec == "libvpx" else {"preset": "ultrafast"}
     with av.open(str(path), "w", format=form) as container:
         stream = container.add_stream(codec, rate=rate, options=options)
         stream.width, stream.height = size

@@ -144,9 +144,10 @@ STEPS = [
 ]
 
 
+@pytest.mark.untraced
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 @pytest.mark.parametrize(("target", "name"), STEPS, ids=[name for _, name in STEPS])
-@pytest.mark.parametrize("nth", [1, 3])
+@pytest.mark.parametrize("nth", [1, pytest.param(3, marks=pytest.mark.acceptance)])
 def test_killed_at_any_step_the_next_attempts_pay_only_for_what_is_not_paid_for(
     task: Batch,
     kling_emulator: KlingEmulator,
@@ -772,6 +773,7 @@ def test_on_object_storage_an_attempt_begun_since_the_claims_were_read_keeps_its
     assert s3_server.content("ledger/000002.json") == b'{"owner": "another"}'
 
 
+@pytest.mark.acceptance
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 @pytest.mark.parametrize(
     ("target", "name"),

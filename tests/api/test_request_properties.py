@@ -16,6 +16,8 @@ from airflow_provider_kling.api.request import Fault, VideoRequest, find_faults
 from .contract import misshapen_in, rules_broken_by
 from .strategies import BRIEF, NEWER, O1, PNG, THOROUGH, V3, json_like, request_fields
 
+pytestmark = pytest.mark.untraced
+
 FIELDS = sorted(VideoRequest.model_fields)
 INNER = [
     *("image_url", "type", "element_id", "video_url", "refer_type", "keep_original_sound"),

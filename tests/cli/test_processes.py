@@ -14,6 +14,8 @@ import pytest
 from airflow_provider_kling.emulator import KlingEmulator
 from tests.conftest import AIRFLOW
 
+pytestmark = pytest.mark.acceptance
+
 OURS = [sys.executable, "-m", "airflow_provider_kling"]
 AIRFLOWS = [str(Path(sys.executable).with_name("airflow")), "kling"]
 from_3_2 = pytest.mark.skipif(AIRFLOW < (3, 2), reason="this Airflow takes no commands of providers")

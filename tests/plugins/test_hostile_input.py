@@ -21,6 +21,8 @@ from airflow_provider_kling.plugins import accounts, admission
 from airflow_provider_kling.plugins.callbacks import create_app
 from tests.plugins.conftest import CONN_ID, body_of
 
+pytestmark = pytest.mark.acceptance
+
 INPUTS = int(os.environ.get("FUZZ_INPUTS", "0")) or 300
 """For each of two tests. FUZZ_INPUTS says how many; `make acceptance` has ten thousand in all."""
 IN_A_HURRY = settings(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import pytest
 from airflow.providers.common.compat.sdk import DAG
 
 from airflow_provider_kling.emulator import KlingEmulator
@@ -15,6 +16,8 @@ from airflow_provider_kling.operators.kling import KlingDownloadVideoOperator, K
 from airflow_provider_kling.page_address import PATH
 from airflow_provider_kling.sensors.kling import KlingVideoSensor
 from tests.plugins.viewing import Viewer
+
+pytestmark = pytest.mark.acceptance
 
 
 def test_what_tasks_of_every_kind_store_is_listed_and_played(

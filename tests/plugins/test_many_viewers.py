@@ -19,6 +19,8 @@ from tests.plugins.wide_s3 import FILM, WideS3, film, wide_s3, wide_server
 
 __all__ = ["wide_s3", "wide_server"]
 
+pytestmark = pytest.mark.acceptance
+
 TIMEOUT = 60.0
 MEGABYTE = 1024**2
 

@@ -16,9 +16,13 @@ import pytest
 from tests.hooks.conftest import KEY
 from tests.hooks.loopback import Answer, Loopback, Received, task_answer
 
-pytestmark = pytest.mark.skipif(
-    not Path("/proc/thread-self/schedstat").exists(), reason="the measure needs what Linux tells of a thread"
-)
+pytestmark = [
+    pytest.mark.acceptance,
+    pytest.mark.skipif(
+        not Path("/proc/thread-self/schedstat").exists(),
+        reason="the measure needs what Linux tells of a thread",
+    ),
+]
 
 WAITING = 1000
 QUERIES = 2

@@ -36,6 +36,8 @@ from tests.hooks.conftest import KEY, Connect
 from tests.hooks.loopback import Answer, Loopback, Received, task_answer
 from tests.triggers.virtual_time import Asked, Service, in_no_time, now
 
+pytestmark = pytest.mark.untraced
+
 LINK = "https://r2.example/v.mp4"
 SLACK = 0.2
 """Seconds between being due and being asked for where nothing is in the way: a few ticks."""
@@ -762,6 +764,7 @@ def _nothing_is_left_behind(
     recwarn: pytest.WarningsRecorder, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[None]:
     monkeypatch.setattr(module.log, "disabled", False)  # as a migration of Airflow's database leaves it
+    gc.freeze()  # what other tests have left is not looked through again
     yield
     gc.collect()
     left = [str(warning.message) for warning in recwarn if issubclass(warning.category, ResourceWarning)]
