@@ -22,10 +22,12 @@ with DAG("kling_deferred", schedule=None, default_args=RETRIES):
         task_id="make", prompt=MARK, deferrable=True, poll_interval=10, retry_policy=KlingRetryPolicy()
     )
 
-with DAG("kling_stored_connection", schedule=None, default_args=RETRIES):
-    KlingGenerateVideoOperator(
-        task_id="make", prompt=MARK, kling_conn_id="kling_stored", deferrable=True, poll_interval=10
-    )
+# These are held with the service until the scheduler knows that they have left their worker.
+for dag_id, connection in (("kling_held", "kling_default"), ("kling_stored_connection", "kling_stored")):
+    with DAG(dag_id, schedule=None, default_args=RETRIES):
+        KlingGenerateVideoOperator(
+            task_id="make", prompt=MARK, kling_conn_id=connection, deferrable=True, poll_interval=1
+        )
 
 with DAG("kling_on_the_worker", schedule=None, default_args=RETRIES):
     KlingGenerateVideoOperator(task_id="make", prompt=MARK, poll_interval=1)
@@ -96,7 +98,7 @@ with DAG("kling_stored_on_s3", schedule=None, params={"bucket": "s3://"}):
         outlets=[TRAILER, AssetAlias("kling_new_files")],
     )
 
-with DAG("kling_after_the_trailer", schedule=[TRAILER]):
+with DAG("kling_after_the_trailer", schedule=[TRAILER], is_paused_upon_creation=False):
 
     @task
     def received(**context: Any) -> list[dict[str, Any]]:
