@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import requests
@@ -47,10 +48,18 @@ def bucket(s3_endpoint: str) -> S3Server:
     return server
 
 
-def answers(url: str) -> bool:
+def wait_until(what: Callable[[], Any], seconds: float = 900) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (found := what()):
+        assert time.monotonic() < deadline, "it did not come about"
+        time.sleep(0.2)
+    return found
+
+
+def answers(port: int, path: str = "/api/v2/monitor/health") -> bool:
     try:
-        return requests.get(url, timeout=30).ok
-    except requests.ConnectionError:
+        return requests.get(f"http://{LOOPBACK}:{port}{path}", timeout=30).ok
+    except requests.RequestException:
         return False
 
 
@@ -65,8 +74,8 @@ def airflow(
     with LocalAirflow(
         home,
         dags=[EXAMPLES, DAGS],
-        # Tasks have an API server of their own. With SQLite, one that writes for people blocks until it may, and what
-        # a task writes through the same server is what it would wait for: both would stand still for a minute.
+        # Tasks have an API server of their own. One server for people and for tasks can block itself on SQLite for a
+        # minute: what it writes for people waits in its event loop for what it writes for a task, which needs the loop.
         components={
             "api-server-for-tasks": ("api-server", "--apps", "execution", "--port", str(for_tasks)),
             **COMPONENTS,
@@ -83,11 +92,10 @@ def airflow(
                 "orphaned_tasks_check_interval": "5",
             },
             # No Dag file changes here: each is read once.
-            "dag_processor": {"min_file_process_interval": "86400", "refresh_interval": "86400"},
+            "dag_processor": {"min_file_process_interval": "86400"},
         },
     ) as running:
-        while not answers(f"http://{LOOPBACK}:{for_tasks}/execution/health"):
-            time.sleep(0.2)
+        wait_until(lambda: answers(for_tasks, "/execution/health"))
         # ``kling_default`` is in the environment, this one in Airflow's database.
         running.api.call(
             "POST",
