@@ -181,12 +181,20 @@ class LocalAirflow:
         scheduler_health_check_threshold``. Here that sign is made an old one, in SQLite: with a threshold so short that
         one can wait for it, a scheduler on a busy machine takes itself for dead and starts its own tasks anew.
         """
-        self.kill("scheduler")
+        self._lose("scheduler", "SchedulerJob")
+
+    def lose_triggerer(self) -> None:
+        """Kill the triggerer, and start another one, which misses the first at once and takes over its triggers."""
+        self._lose("triggerer", "TriggererJob")
+
+    def _lose(self, name: str, job_type: str) -> None:
+        self.kill(name)
         with contextlib.closing(sqlite3.connect(self.database, timeout=60)) as connection, connection:
             connection.execute(
-                "UPDATE job SET latest_heartbeat = '2000-01-01 00:00:00.000000' WHERE job_type = 'SchedulerJob'"
+                "UPDATE job SET latest_heartbeat = '2000-01-01 00:00:00.000000' WHERE job_type = ?",
+                [job_type],
             )
-        self.start_component("scheduler")
+        self.start_component(name)
         self.wait_until_healthy()
 
     def component_log(self, name: str) -> Path:

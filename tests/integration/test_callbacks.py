@@ -22,8 +22,8 @@ from airflow_provider_kling.emulator import KlingEmulator
 from dev.local_airflow import COMPONENTS, LocalAirflow
 from dev.processes import LOOPBACK, free_port
 from tests.conftest import AIRFLOW
-from tests.integration.conftest import DAGS
-from tests.integration.test_provider import chosen_run_id, wait_until
+from tests.integration.conftest import DAGS, answers, wait_until
+from tests.integration.test_provider import chosen_run_id
 
 POLL_INTERVAL = 1800.0
 """Seconds: the net under lost callbacks. What is noticed long before was called back."""
@@ -133,13 +133,6 @@ def airflow(
     ) as running:
         wait_until(lambda: answers(second))
         yield running
-
-
-def answers(port: int) -> bool:
-    try:
-        return requests.get(f"http://{LOOPBACK}:{port}/api/v2/monitor/health", timeout=30).ok
-    except requests.RequestException:
-        return False
 
 
 def hold_videos(service: KlingEmulator, run_id: str, count: int = 1) -> None:

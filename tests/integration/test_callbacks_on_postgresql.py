@@ -13,9 +13,8 @@ from dev.airflow_api import ApiError
 from dev.local_airflow import COMPONENTS, LocalAirflow
 from dev.processes import LOOPBACK
 from tests.cluster.stack import Postgres
-from tests.integration.conftest import DAGS
-from tests.integration.test_callbacks import POLL_INTERVAL, Proxy, answers, body, log_lines, proxy
-from tests.integration.test_provider import wait_until
+from tests.integration.conftest import DAGS, answers, wait_until
+from tests.integration.test_callbacks import POLL_INTERVAL, Proxy, body, log_lines, proxy
 
 __all__ = ["proxy"]
 

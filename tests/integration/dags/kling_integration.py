@@ -13,8 +13,8 @@ from airflow_provider_kling.retry_policy import KlingRetryPolicy
 from airflow_provider_kling.sensors.kling import KlingVideoSensor
 
 MARK = "{{ run_id }}"
-# Each waits ten seconds in the triggerer: a task that comes back sooner can be failed by Airflow, whose scheduler may
-# not have heard yet that its first worker ended.
+# Each waits ten seconds in the triggerer, unless its test holds the video: a task that comes back sooner can be failed
+# by Airflow, whose scheduler may not have heard yet that its first worker ended.
 RETRIES = {"retries": 3, "retry_delay": timedelta(seconds=1)}
 
 with DAG("kling_deferred", schedule=None, default_args=RETRIES):
@@ -22,10 +22,12 @@ with DAG("kling_deferred", schedule=None, default_args=RETRIES):
         task_id="make", prompt=MARK, deferrable=True, poll_interval=10, retry_policy=KlingRetryPolicy()
     )
 
-with DAG("kling_stored_connection", schedule=None, default_args=RETRIES):
-    KlingGenerateVideoOperator(
-        task_id="make", prompt=MARK, kling_conn_id="kling_stored", deferrable=True, poll_interval=10
-    )
+# The videos of these are held until the scheduler knows that the task has left its worker.
+for dag_id, connection in (("kling_held", "kling_default"), ("kling_stored_connection", "kling_stored")):
+    with DAG(dag_id, schedule=None, default_args=RETRIES):
+        KlingGenerateVideoOperator(
+            task_id="make", prompt=MARK, kling_conn_id=connection, deferrable=True, poll_interval=1
+        )
 
 with DAG("kling_on_the_worker", schedule=None, default_args=RETRIES):
     KlingGenerateVideoOperator(task_id="make", prompt=MARK, poll_interval=1)
@@ -54,7 +56,7 @@ with DAG("kling_sensor_from_trigger", schedule=None):
             kling_task_id=first.output["task_id"],
             deferrable=True,
             start_from_trigger=True,
-            poke_interval=5,
+            poke_interval=1,
             timeout=limit,
             soft_fail=True,
         )
@@ -68,7 +70,7 @@ with DAG("kling_soft_fail", schedule=None):
             deferrable=deferrable,
             soft_fail=True,
             poke_interval=1,
-            timeout=15,
+            timeout=30,
         )
 
 for dag_id, deferrable, interval in (("kling_batch", True, 10), ("kling_batch_on_the_worker", False, 1)):
@@ -96,7 +98,7 @@ with DAG("kling_stored_on_s3", schedule=None, params={"bucket": "s3://"}):
         outlets=[TRAILER, AssetAlias("kling_new_files")],
     )
 
-with DAG("kling_after_the_trailer", schedule=[TRAILER]):
+with DAG("kling_after_the_trailer", schedule=[TRAILER], is_paused_upon_creation=False):
 
     @task
     def received(**context: Any) -> list[dict[str, Any]]:
