@@ -371,7 +371,7 @@ class _WrittenBehind:
         self._written += len(chunk)
         if self._written - self._begun >= _STEP_BYTES and hasattr(os, "posix_fadvise"):
             self._begun = self._written
-            # Of what is still on its way to the disk nothing is let go of: it is gone through once more with the next step.
+            # What is still on its way to the disk is not let go of: the next steps go through it once more.
             start = max(0, self._written - _BEHIND_BYTES)
             os.posix_fadvise(self._file.fileno(), start, self._written - start, os.POSIX_FADV_DONTNEED)
 
