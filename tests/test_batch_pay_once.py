@@ -24,7 +24,6 @@ from airflow_provider_kling.hooks import kling as kling_hook
 from airflow_provider_kling.hooks.kling import KlingHook
 from airflow_provider_kling.ledger import LedgerError
 from airflow_provider_kling.operators.batch import KlingGenerateVideoBatchOperator
-from airflow_provider_kling.triggers import watch
 from tests.media import draw_image
 from tests.s3 import S3Server, s3_endpoint, s3_server
 from tests.task_runs import TaskInstance, TaskRun, TaskStateStore, rendered, run_task
@@ -94,12 +93,6 @@ def kind(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(params=[False, True], ids=["on the worker", "deferred"])
 def task(request: pytest.FixtureRequest, kind: str, tmp_path: Path) -> Batch:
     return Batch(kind, tmp_path, request.param)
-
-
-@pytest.fixture(autouse=True)
-def no_slots(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a trigger ask when it is due, and not at the next half second, which only many tasks together gain from."""
-    monkeypatch.setattr(watch, "SLOT", 0.001)
 
 
 @pytest.fixture(autouse=True)

@@ -32,7 +32,6 @@ from airflow_provider_kling.budget import BudgetExceededError, InsufficientBalan
 from airflow_provider_kling.emulator import KlingEmulator
 from airflow_provider_kling.hooks import kling as kling_hook
 from airflow_provider_kling.operators.batch import KlingGenerateVideoBatchOperator
-from airflow_provider_kling.triggers import watch
 from tests.media import draw_image
 from tests.task_runs import OutletEvents, TaskInstance, TaskRun, run_task
 
@@ -40,12 +39,6 @@ from tests.task_runs import OutletEvents, TaskInstance, TaskRun, run_task
 pytestmark = pytest.mark.kling_emulator(scale=0.01)
 
 both_ways = pytest.mark.parametrize("deferrable", [False, True], ids=["on the worker", "deferred"])
-
-
-@pytest.fixture(autouse=True)
-def no_slots(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a trigger ask when it is due, and not at the next half second, which only many tasks together gain from."""
-    monkeypatch.setattr(watch, "SLOT", 0.001)
 
 
 def operator(**arguments: Any) -> KlingGenerateVideoBatchOperator:

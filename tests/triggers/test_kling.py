@@ -6,7 +6,7 @@ import importlib.util
 import inspect
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import aclosing
 from typing import Any
 
@@ -31,9 +31,16 @@ from airflow_provider_kling.waiting import (
 from tests.hooks.conftest import KEY, Certificate, Connect
 from tests.hooks.loopback import Answer, Fault, Loopback, Reply, refused_port, task_answer
 from tests.hooks.test_parity import ANSWERS, LOST
+from tests.task_runs import no_slots
 
 LINK = "https://r2.example/v.mp4"
 SOON = 0.01
+
+
+@pytest.fixture(autouse=True)
+def _no_slots() -> Iterator[None]:
+    with no_slots():
+        yield
 
 
 def trigger(*, lasts: float = 3600, **settings: Any) -> KlingVideoTrigger:
