@@ -42,6 +42,9 @@ os.environ |= {
     "AIRFLOW__API_AUTH__JWT_SECRET": secrets.token_urlsafe(32),
     "AIRFLOW__CORE__FERNET_KEY": base64.urlsafe_b64encode(secrets.token_bytes(32)).decode(),
     "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{_HOME}/airflow.db",
+    # What no test has set up is not looked for in a cloud.
+    "AWS_EC2_METADATA_DISABLED": "true",
+    "AWS_ENDPOINT_URL": "http://127.0.0.1:9",
 }
 
 # A machine that is slow is no fault of what is tested. What else the default says, such as that of CI, stays.

@@ -312,7 +312,10 @@ _NO_PATHS = [
 
 
 @pytest.mark.parametrize("path", _FILES_OF_OTHERS + _NO_PATHS, ids=lambda path: repr(path)[:40])
-def test_an_xcom_that_names_anything_else_opens_nothing(viewer: Viewer, waiter: Waiter, path: Any) -> None:
+def test_an_xcom_that_names_anything_else_opens_nothing(
+    viewer: Viewer, waiter: Waiter, monkeypatch: pytest.MonkeyPatch, path: Any
+) -> None:
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     waiter.push("kling_video", card() | {"files": [{"path": path}], "task_id": "k-1"})
     for asked in ({}, {"Range": "bytes=0-"}):
         answer = viewer.get(address(waiter), **asked)
@@ -393,8 +396,9 @@ def hypothesis_film(waiter: Waiter, tmp_path: Path) -> str:
 
 
 def test_a_storage_that_cannot_be_read_is_told_without_its_secrets(
-    viewer: Viewer, waiter: Waiter, s3_server: S3Server
+    viewer: Viewer, waiter: Waiter, s3_server: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     bucket = "s3://kling_s3@no-such-bucket-here"
     waiter.push("kling_video", card() | {"files": [{"path": f"{bucket}/film.mp4"}]})
     answer = viewer.get(address(waiter))

@@ -64,12 +64,12 @@ class StallWatch(selectors.DefaultSelector):
         )
 
 
-async def wait_for_all(count: int, poll_interval: float) -> list[dict[str, Any]]:
+async def wait_for_all(name: str, count: int, poll_interval: float) -> list[dict[str, Any]]:
     now = time.time()
     triggers = [
         KlingVideoTrigger(
             kling_conn_id="kling_default",
-            kling_task_id=f"task-{number}",
+            kling_task_id=f"{name}-{number}",
             deadline=now + 3600,
             submitted_at=now,
             poll_interval=poll_interval,
@@ -91,12 +91,15 @@ async def wait_for_all(count: int, poll_interval: float) -> list[dict[str, Any]]
 def main(arguments: Sequence[str]) -> None:
     report, count, poll_interval = Path(arguments[0]), int(arguments[1]), float(arguments[2])
     watch = StallWatch()
+    asyncio.run(
+        wait_for_all("first", 10, 0.1)
+    )  # with the first queries modules are loaded, once in a triggerer's life
     # Looking through all that Airflow has loaded takes a tenth of a second, whoever's turn it is when that happens.
     gc.collect()
     gc.freeze()
     slow_before, cpu = slowness(), time.process_time()
     with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(watch)) as runner:
-        payloads = runner.run(wait_for_all(count, poll_interval))
+        payloads = runner.run(wait_for_all("task", count, poll_interval))
     cpu = time.process_time() - cpu
     report.write_text(
         json.dumps(
