@@ -46,8 +46,8 @@ _LOOK_INTERVAL = 5.0
 _TEARDOWN_LIMIT = 30.0  # seconds that an interrupted stage gets to tear down what it has set up
 _LINTED = ("airflow_provider_kling", "benchmarks", "dev", "example_dags", "tests")
 _TYPED = ("airflow_provider_kling", "dev")
-# Half of a unit test's time is waiting, so two processes a stage keep a lane's processor busy.
-_UNIT = ("-m", "pytest", "--numprocesses=2", "--ignore=tests/integration", "--ignore=tests/browser")
+# A third of a unit test's time is waiting, so a stage that runs alone at last keeps two processors busy.
+_UNIT = ("-m", "pytest", "--numprocesses=3", "--ignore=tests/integration", "--ignore=tests/browser")
 _WITHOUT_AIRFLOW = ("tests/api", "tests/benchmarks", "tests/dev", "tests/emulator")
 """What they test does not know Airflow: on a second Airflow they would be the same."""
 _QUICK = ("-m", "not acceptance")
