@@ -46,11 +46,15 @@ _LOOK_INTERVAL = 5.0
 _TEARDOWN_LIMIT = 30.0  # seconds that an interrupted stage gets to tear down what it has set up
 _LINTED = ("airflow_provider_kling", "benchmarks", "dev", "example_dags", "tests")
 _TYPED = ("airflow_provider_kling", "dev")
-# A third of a unit test's time is waiting, so a stage that runs alone at last keeps two processors busy.
-_UNIT = ("-m", "pytest", "--numprocesses=3", "--ignore=tests/integration", "--ignore=tests/browser")
+_UNIT = ("-m", "pytest", "--ignore=tests/integration", "--ignore=tests/browser")
 _WITHOUT_AIRFLOW = ("tests/api", "tests/benchmarks", "tests/dev", "tests/emulator")
 """What they test does not know Airflow: on a second Airflow they would be the same."""
-_QUICK = ("-m", "not acceptance")
+_QUICK = (
+    "-m",
+    "not acceptance",
+    "-p",
+    "no:schemathesis",
+)  # which only the others need, and which takes a second to load
 _INTEGRATION = ("-m", "pytest", "tests/integration")
 _HOSTILE_INPUTS = "5000"  # for each of two tests
 _CALLBACKS = "tests/integration/test_callback*"
@@ -95,7 +99,11 @@ def formatting() -> Stage:
 
 def unit(airflow: str, arguments: Sequence[str] = ()) -> Stage:
     """Return the stage that runs the unit tests on one Airflow."""
-    return Stage(f"unit tests on Airflow {airflow}", airflow, ((*_UNIT, *_own_cache(airflow), *arguments),))
+    return Stage(
+        f"unit tests on Airflow {airflow}",
+        airflow,
+        ((*_UNIT, *_processes(2), *_own_cache(airflow), *arguments),),
+    )
 
 
 def quick_unit(airflow: str) -> Stage:
@@ -107,7 +115,7 @@ def quick_unit_with_coverage() -> Stage:
     """Return the stage that runs the quick unit tests on the newest Airflow and measures what they reach."""
     # Not by pytest-cov: pytest loads the package's own plugin before that begins to measure.
     erase = ("-m", "coverage", "erase")
-    run = ("-m", "coverage", "run", *_UNIT, *_own_cache(NEWEST), *_QUICK)
+    run = ("-m", "coverage", "run", *_UNIT, *_processes(3), *_own_cache(NEWEST), *_QUICK)
     combine = ("-m", "coverage", "combine", "--quiet")
     report = ("-m", "coverage", "report", f"--fail-under={MIN_BRANCH_COVERAGE}")
     name = f"unit tests on Airflow {NEWEST}, branch coverage"
@@ -137,7 +145,7 @@ def long_unit() -> Stage:
     return Stage(
         f"long unit tests on Airflow {NEWEST}",
         NEWEST,
-        ((*_UNIT, *_own_cache("long"), "-m", "acceptance"),),
+        ((*_UNIT, *_processes(2), *_own_cache("long"), "-m", "acceptance"),),
     )
 
 
@@ -148,6 +156,11 @@ def browser(airflow: str, arguments: Sequence[str] = ()) -> Stage:
         airflow,
         (("-m", "pytest", "tests/browser", *_own_cache(airflow), *arguments),),
     )
+
+
+def _processes(count: int) -> tuple[str]:
+    # A third of a unit test's time is waiting: the stage that takes longest has one more, as it runs alone at last.
+    return (f"--numprocesses={count}",)
 
 
 def _own_cache(airflow: str) -> tuple[str, str]:
@@ -233,6 +246,11 @@ def _prepare(airflow: str) -> None:
     if not environment.is_ready():
         began = time.monotonic()
         environment.prepare()
+        # Compiles what tests load. Else each of a dozen processes that start together would compile it for itself.
+        collect = [environment.python, *_UNIT, "--collect-only", "--quiet"]
+        subprocess.run(
+            collect, cwd=CHECKOUT, env=_environment(), stdin=subprocess.DEVNULL, capture_output=True
+        )
         print(f"ok     environment with Airflow {airflow}  {_duration(time.monotonic() - began)}", flush=True)
 
 

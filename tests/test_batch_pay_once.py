@@ -137,10 +137,10 @@ STEPS = [
 ]
 
 
-@pytest.mark.untraced
+@pytest.mark.acceptance
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 @pytest.mark.parametrize(("target", "name"), STEPS, ids=[name for _, name in STEPS])
-@pytest.mark.parametrize("nth", [1, pytest.param(3, marks=pytest.mark.acceptance)])
+@pytest.mark.parametrize("nth", [1, 3])
 def test_killed_at_any_step_the_next_attempts_pay_only_for_what_is_not_paid_for(
     task: Batch,
     kling_emulator: KlingEmulator,
