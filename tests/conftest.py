@@ -47,6 +47,10 @@ os.environ |= {
     "AWS_ENDPOINT_URL": "http://127.0.0.1:9",
 }
 
+# Coverage follows into the workers of pytest-xdist, but not into what tests start: to load Airflow took twice as long.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.pop("COVERAGE_PROCESS_CONFIG", None)
+
 # A machine that is slow is no fault of what is tested. What else the default says, such as that of CI, stays.
 settings.register_profile(
     "unhurried", parent=settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow]
@@ -65,7 +69,7 @@ def pytest_configure(config: pytest.Config) -> None:
     )
     config.addinivalue_line(
         "markers",
-        "untraced: goes through the same lines over and over: not to be watched by coverage, which doubles its time",
+        "untraced: goes through the same lines over and over: coverage, which doubles its time, does not watch it",
     )
     config.addinivalue_line(
         "markers",

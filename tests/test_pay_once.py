@@ -53,7 +53,7 @@ from tests.task_runs import TaskInstance, TaskRun, TaskStateStore, rendered, run
 
 __all__ = ["s3_endpoint", "s3_server"]
 
-pytestmark = pytest.mark.kling_emulator(latency=0.05, scale=0.01)
+pytestmark = [pytest.mark.kling_emulator(latency=0.05, scale=0.01), pytest.mark.untraced]
 HAS_TASK_STATE = AIRFLOW_V_3_3_PLUS
 
 
