@@ -31,7 +31,7 @@ from tests.task_runs import TaskInstance, TaskRun, TaskStateStore, rendered, run
 __all__ = ["s3_endpoint", "s3_server"]
 
 # Nobody looks at these films, and to draw one of the usual size takes a tenth of a second of CPU.
-pytestmark = pytest.mark.kling_emulator(latency=0.05, scale=0.01)
+pytestmark = [pytest.mark.kling_emulator(latency=0.05, scale=0.01), pytest.mark.acceptance]
 
 
 class Killed(BaseException):
@@ -137,7 +137,6 @@ STEPS = [
 ]
 
 
-@pytest.mark.acceptance
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 @pytest.mark.parametrize(("target", "name"), STEPS, ids=[name for _, name in STEPS])
 @pytest.mark.parametrize("nth", [1, 3])
@@ -766,7 +765,6 @@ def test_on_object_storage_an_attempt_begun_since_the_claims_were_read_keeps_its
     assert s3_server.content("ledger/000002.json") == b'{"owner": "another"}'
 
 
-@pytest.mark.acceptance
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 @pytest.mark.parametrize(
     ("target", "name"),

@@ -36,7 +36,7 @@ from tests.hooks.conftest import KEY, Connect
 from tests.hooks.loopback import Answer, Loopback, Received, task_answer
 from tests.triggers.virtual_time import Asked, Service, in_no_time, now
 
-pytestmark = pytest.mark.untraced
+pytestmark = pytest.mark.acceptance
 
 LINK = "https://r2.example/v.mp4"
 SLACK = 0.2
