@@ -65,7 +65,7 @@ def pytest_configure(config: pytest.Config) -> None:
     )
     config.addinivalue_line(
         "markers",
-        "acceptance: takes processes of its own, or a load: one of those unit tests that `make test` leaves out",
+        "acceptance: takes processes, a load or all combinations: one of those unit tests that `make test` leaves out",
     )
     config.addinivalue_line(
         "markers",
