@@ -38,7 +38,7 @@ from dev.environments import (
 MIN_BRANCH_COVERAGE = 95
 """Percent of the package's lines and branches that the unit tests have to reach on the newest Airflow."""
 
-_LANES = (os.cpu_count() or 2) + 1  # the stage with a real Airflow waits for half of its time
+_LANES = max(2, os.cpu_count() or 2)
 _SILENCE_LIMIT = (
     20 * 60.0
 )  # seconds; a command that says nothing for longer hangs, one that takes long does not
@@ -202,7 +202,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     integration_without_callbacks(),
                     quick_unit(OLDEST),
                     *lint(),
-                ]
+                ],
+                lanes=_LANES + 1,  # the stage with a real Airflow waits for half of its time
             )
         case ["acceptance"]:
             os.environ.setdefault("FUZZ_INPUTS", _HOSTILE_INPUTS)
@@ -231,16 +232,16 @@ def _run_in_view(stage: Stage) -> int:
     )
 
 
-def _run_side_by_side(stages: Sequence[Stage]) -> int:
+def _run_side_by_side(stages: Sequence[Stage], lanes: int = _LANES) -> int:
     began = time.monotonic()
     failed = []
-    with ThreadPoolExecutor(_LANES) as lanes, _Processes() as processes:
+    with ThreadPoolExecutor(lanes) as threads, _Processes() as processes:
         try:
-            list(lanes.map(_prepare, dict.fromkeys(stage.airflow for stage in stages)))
+            list(threads.map(_prepare, dict.fromkeys(stage.airflow for stage in stages)))
         except SetupError as error:
             print(error, file=sys.stderr)
             return 1
-        for done in as_completed([lanes.submit(_run, stage, processes) for stage in stages]):
+        for done in as_completed([threads.submit(_run, stage, processes) for stage in stages]):
             outcome = done.result()
             _tell(outcome)
             if outcome.failed:
